@@ -1,0 +1,1 @@
+"""Losses and estimators: pure functions on tensors that know nothing of machines."""

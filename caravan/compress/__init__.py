@@ -1,0 +1,1 @@
+"""Quantisation algorithms and exporters."""

@@ -1,0 +1,1 @@
+"""One file per outside format; the folder is the registry."""

@@ -1,0 +1,1 @@
+"""Generation for rollouts, evaluation and serving alike."""

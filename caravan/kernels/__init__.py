@@ -1,0 +1,1 @@
+"""The few fast operators, each beside its slow reference."""

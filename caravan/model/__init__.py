@@ -1,0 +1,1 @@
+"""One declarative decoder, its families and its files."""

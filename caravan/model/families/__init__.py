@@ -1,0 +1,1 @@
+"""One file per family: Hugging Face config to Spec, and reversible weight rules."""

@@ -1,0 +1,1 @@
+"""The passport: one self-contained page per model."""

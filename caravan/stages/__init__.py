@@ -1,0 +1,1 @@
+"""One explicit loop per file; the file name is the command."""

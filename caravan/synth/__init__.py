@@ -1,0 +1,1 @@
+"""Instruction data we generate ourselves."""
