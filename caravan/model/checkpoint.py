@@ -1,0 +1,338 @@
+"""Models in and out of plain Hugging Face folders: config.json and safetensors, nothing else is ever executed.
+
+Keys are strict in both directions, shards are opened lazily, saved files are the same bytes for the same weights.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from caravan.model import families, rules
+from caravan.model.decoder import Decoder
+from caravan.model.heads import RewardModel, ScoreHead
+from caravan.model.spec import Spec
+from caravan.types import UserError
+
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json", "vocab.json",
+    "merges.txt", "added_tokens.json", "tokenizer.model",
+)  # fmt: skip
+SHARD_BYTES = 5_000_000_000
+DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+
+
+def read_config(folder: Path | str) -> dict[str, Any]:
+    """config.json of a model folder. Raises UserError when it is absent or not JSON."""
+    path = Path(folder) / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{folder} has no config.json", "expected a Hugging Face model folder") from None
+    except (ValueError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not JSON: {error}", "download or write it again") from None
+    if not isinstance(config, dict):
+        raise UserError(f"{path} is not a JSON object")
+    return config
+
+
+def load_spec(folder: Path | str) -> Spec:
+    """What the model in a folder is, from config.json alone."""
+    config = read_config(folder)
+    return _family(config, folder).spec(config)
+
+
+def _family(config: Mapping[str, Any], folder: Path | str) -> Any:
+    if not config.get("model_type"):
+        raise UserError(f"{folder}/config.json has no 'model_type'", f"known: {', '.join(families.names())}")
+    return families.find(config["model_type"])
+
+
+class TensorFolder(Mapping[str, Tensor]):
+    """All tensors of a folder's safetensors files, by name, read when asked for.
+
+    Raises UserError for a folder without safetensors, an index that points outside the folder or at a missing file,
+    and a file that is cut short.
+    """
+
+    def __init__(self, folder: Path | str) -> None:
+        self.folder = Path(folder)
+        self.where: dict[str, str] = {}
+        self._open: dict[str, Any] = {}
+        index = self.folder / "model.safetensors.index.json"
+        if index.exists():
+            self._read_index(index)
+            return
+        files = sorted(self.folder.glob("*.safetensors"))
+        if not files:
+            unsafe = sorted(p.name for p in self.folder.glob("*.bin")) + sorted(p.name for p in self.folder.glob("*.pt"))
+            raise UserError(
+                f"{self.folder} has no .safetensors file",
+                f"{unsafe[0]} is a pickle, which can run code: convert it to safetensors first"
+                if unsafe
+                else "expected model.safetensors",
+            )
+        for path in files:
+            for key in self._file(path.name).keys():  # noqa: SIM118 (not a mapping)
+                if key in self.where:
+                    raise UserError(f"{path} repeats tensor '{key}' of {self.where[key]}", "remove the stray file")
+                self.where[key] = path.name
+
+    def _read_index(self, index: Path) -> None:
+        try:
+            self.where = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{index} is not a safetensors index: {error}") from None
+        for name in sorted(set(self.where.values())):
+            if Path(name).name != name or name in ("", ".", "..") or not name.endswith(".safetensors"):
+                raise UserError(f"{index} names '{name}', which is not a safetensors file of this folder")
+            present = set(self._file(name).keys())
+            missing = sorted(k for k, v in self.where.items() if v == name and k not in present)
+            if missing:
+                raise UserError(f"{self.folder / name} lacks tensor '{missing[0]}', which {index.name} promises")
+
+    def _file(self, name: str) -> Any:
+        if name not in self._open:
+            path = self.folder / name
+            try:
+                self._open[name] = safe_open(path, framework="pt", device="cpu")
+            except FileNotFoundError:
+                raise UserError(f"{path} is missing", "the download is incomplete") from None
+            except (SafetensorError, OSError) as error:
+                raise UserError(
+                    f"{path} cannot be read: {error}", "the file is cut short or damaged: fetch it again"
+                ) from None
+        return self._open[name]
+
+    def __getitem__(self, key: str) -> Tensor:
+        return self._file(self.where[key]).get_tensor(key)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.where)
+
+    def __len__(self) -> int:
+        return len(self.where)
+
+
+def read_tensors(folder: Path | str, config: Mapping[str, Any]) -> Mapping[str, Tensor]:
+    """Plain weights of a folder, under the names of its files; quantised ones are written out in full."""
+    tensors = TensorFolder(folder)
+    if not config.get("quantization_config"):
+        return tensors
+    from caravan.kernels.quantized import dequantise  # only quantised folders pay for it
+
+    return dequantise(tensors, config["quantization_config"])
+
+
+def load_model(folder: Path | str, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Decoder:
+    """A folder in Hugging Face layout -> Decoder in `dtype` on `device`.
+
+    Raises UserError for unknown families, missing or left-over tensors (naming the key), wrong shapes, damaged files.
+    """
+    config = read_config(folder)
+    spec = _family(config, folder).spec(config)
+    tensors = read_tensors(folder, config)
+    if "score.weight" in tensors:
+        raise UserError(f"{folder} holds a reward model, not a language model", "give a model artefact instead")
+    if spec.tie and "lm_head.weight" in tensors:
+        config, spec, tensors = _tied_head(folder, config, spec, tensors)
+    return _build(folder, config, spec, tensors, dtype, device)
+
+
+def _tied_head(
+    folder: Path | str, config: dict[str, Any], spec: Spec, tensors: Mapping[str, Tensor]
+) -> tuple[dict[str, Any], Spec, Mapping[str, Tensor]]:
+    """A head stored although config.json says tied: an alias if the bytes agree, else a head of its own."""
+    rest = {key: tensors[key] for key in tensors if key != "lm_head.weight"}
+    table = rules.parse(_family(config, folder).RULES)
+    (source,) = next(rule.sources for rule in table.rules if rule.target == "embed")
+    embed = rest.get(f"{source}.weight", rest.get(f"{source}.weight".removeprefix(table.prefix or "\0")))
+    if embed is not None and torch.equal(embed, tensors["lm_head.weight"]):
+        return config, spec, rest
+    import warnings
+
+    warnings.warn(f"{folder}: lm_head differs from the embedding although tied; loaded untied", stacklevel=3)
+    return {**config, "tie_word_embeddings": False}, replace(spec, tie=False), tensors
+
+
+def _build(
+    folder: Path | str,
+    config: Mapping[str, Any],
+    spec: Spec,
+    tensors: Mapping[str, Tensor],
+    dtype: torch.dtype,
+    device: torch.device | str,
+) -> Decoder:
+    family = str(config["model_type"])
+    with torch.device("meta"):
+        model = Decoder(spec, family, dict(config))
+    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    table = rules.parse(families.find(family).RULES)
+    steps = rules.plan(table, spec, shapes)
+    loaded, model.bare = rules.load(table, steps, tensors.keys(), tensors.__getitem__, str(folder))
+    for step in steps:
+        if tuple(loaded[step.target].shape) != shapes[step.target]:
+            raise UserError(
+                f"{folder}: '{step.sources[0]}' makes {step.target} of shape {tuple(loaded[step.target].shape)}, "
+                f"config.json says {shapes[step.target]}",
+                "config.json does not belong to these weights",
+            )
+        # contiguous and owned: safetensors hands out views of a mapped file
+        loaded[step.target] = loaded[step.target].to(device=device, dtype=dtype, copy=True).contiguous()
+    model.load_state_dict(loaded, strict=True, assign=True)
+    model.config.pop("quantization_config", None)
+    return model.requires_grad_(True)
+
+
+def export_tensors(model: Decoder, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+    """Weights of a model under the names and in the layout of its family's files, on the CPU."""
+    table = rules.parse(families.find(model.family).RULES)
+    own = {name: p.detach() for name, p in model.named_parameters()}
+    steps = rules.plan(table, model.spec, own)
+    exported = rules.export(table, steps, own, model.bare)
+    return {name: t.to("cpu", dtype or t.dtype).contiguous() for name, t in sorted(exported.items())}
+
+
+def export_config(model: Decoder, dtype: torch.dtype, architecture: str) -> dict[str, Any]:
+    """config.json of a model: keys it came with survive, what the Spec knows is written from the Spec."""
+    family = families.find(model.family)
+    made = family.config(replace(model.spec, tie=model.config.get("tie_word_embeddings", model.spec.tie))
+                         if not model.spec.head else model.spec)  # fmt: skip
+    kept = {k: v for k, v in model.config.items() if k not in ("num_labels", "reward_bias", "quantization_config")}
+    return {
+        **kept,
+        **made,
+        "model_type": model.family,
+        "architectures": [architecture],
+        "dtype": DTYPES[dtype],
+        "torch_dtype": DTYPES[dtype],
+    }
+
+
+def save_model(
+    model: Decoder,
+    folder: Path | str,
+    tokenizer: Path | str | None = None,
+    dtype: torch.dtype = torch.bfloat16,
+    generation: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a folder that transformers and vLLM open as it is.
+
+    `tokenizer` is a folder whose tokenizer files are copied; `generation` goes into generation_config.json.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    config = export_config(model, dtype, families.find(model.family).ARCHITECTURE)
+    config |= _special_ids(tokenizer)
+    write_tensors(export_tensors(model, dtype), folder)
+    write_json(folder / "config.json", config)
+    ids = {k: config[k] for k in ("bos_token_id", "eos_token_id", "pad_token_id") if config.get(k) is not None}
+    write_json(folder / "generation_config.json", {**ids, **(generation or {})})
+    copy_tokenizer(tokenizer, folder)
+
+
+def _special_ids(tokenizer: Path | str | None) -> dict[str, int]:
+    """bos, eos and pad ids, by looking the token texts of tokenizer_config.json up in tokenizer.json."""
+    if tokenizer is None or not (Path(tokenizer) / "tokenizer_config.json").exists():
+        return {}
+    named = json.loads((Path(tokenizer) / "tokenizer_config.json").read_text(encoding="utf-8"))
+    if not (Path(tokenizer) / "tokenizer.json").exists():
+        return {}
+    added = json.loads((Path(tokenizer) / "tokenizer.json").read_text(encoding="utf-8")).get("added_tokens", [])
+    ids = {token["content"]: token["id"] for token in added}
+    result = {}
+    for role in ("bos", "eos", "pad"):
+        text = named.get(f"{role}_token")
+        text = text.get("content") if isinstance(text, dict) else text
+        if text in ids:
+            result[f"{role}_token_id"] = ids[text]
+    return result
+
+
+def copy_tokenizer(source: Path | str | None, folder: Path | str) -> None:
+    """Copy whichever tokenizer files a folder has."""
+    for name in TOKENIZER_FILES if source is not None else ():
+        path = Path(str(source)) / name
+        if path.is_file() and path.resolve() != (Path(folder) / name).resolve():
+            shutil.copyfile(path, Path(folder) / name)
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Sorted, indented JSON with a final newline: the same bytes for the same value."""
+    path.write_text(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def write_tensors(tensors: Mapping[str, Tensor], folder: Path, shard_bytes: int = SHARD_BYTES) -> None:
+    """model.safetensors, or numbered shards with an index when there are more than `shard_bytes`."""
+    shards: list[dict[str, Tensor]] = [{}]
+    size = total = 0
+    for name in sorted(tensors):
+        n = tensors[name].numel() * tensors[name].element_size()
+        if shards[-1] and size + n > shard_bytes:
+            shards.append({})
+            size = 0
+        shards[-1][name] = tensors[name]
+        size += n
+        total += n
+    if len(shards) == 1:
+        save_file(shards[0], folder / "model.safetensors", metadata={"format": "pt"})
+        return
+    where = {}
+    for i, shard in enumerate(shards, 1):
+        file = f"model-{i:05d}-of-{len(shards):05d}.safetensors"
+        save_file(shard, folder / file, metadata={"format": "pt"})
+        where.update(dict.fromkeys(shard, file))
+    write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": where})
+
+
+def load_reward(folder: Path | str, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> RewardModel:
+    """A sequence-classification folder with one label -> RewardModel; `reward_bias` of config.json is subtracted."""
+    config = read_config(folder)
+    spec = replace(_family(config, folder).spec(config), head=False)
+    tensors = dict(read_tensors(folder, config))
+    if "score.weight" not in tensors:
+        raise UserError(f"{folder} has no 'score.weight'", "a reward model is wanted here: train one with `caravan reward`")
+    score = tensors.pop("score.weight")
+    if tuple(score.shape) != (1, spec.d):
+        raise UserError(f"{folder}: 'score.weight' has shape {tuple(score.shape)}, wanted (1, {spec.d})")
+    decoder = _build(folder, config, spec, tensors, dtype, device)
+    head = ScoreHead(spec.d, bias=float(config.get("reward_bias", 0.0)))
+    head.weight.data.copy_(score)
+    return RewardModel(decoder, head.to(device))
+
+
+def save_reward(
+    model: RewardModel,
+    folder: Path | str,
+    tokenizer: Path | str | None = None,
+    dtype: torch.dtype = torch.bfloat16,
+) -> None:
+    """Write a reward model as `...ForSequenceClassification` with one label; reward = score - `reward_bias`."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    config = export_config(model.decoder, dtype, families.find(model.decoder.family).CLASSIFIER)
+    config |= {"num_labels": 1, "id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
+    config |= {"reward_bias": float(model.score.bias), **_special_ids(tokenizer)}
+    tensors = {k: t for k, t in export_tensors(model.decoder, dtype).items() if not k.startswith("lm_head.")}
+    tensors["score.weight"] = model.score.weight.detach().to("cpu", dtype).contiguous()
+    write_tensors(tensors, folder)
+    write_json(folder / "config.json", config)
+    copy_tokenizer(tokenizer, folder)
+
+
+def check_vocab(spec: Spec, tokenizer_vocab_size: int) -> None:
+    """Raise UserError unless every token id has a row. More rows than ids is padding and fine."""
+    if tokenizer_vocab_size > spec.vocab:
+        raise UserError(
+            f"the tokenizer has {tokenizer_vocab_size} ids but the model only {spec.vocab} embedding rows",
+            "use the tokenizer that the model was trained with",
+        )
