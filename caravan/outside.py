@@ -1,0 +1,92 @@
+"""Which files of an outside path enter the store, by the kind they are added as. Nothing outside enters unseen.
+
+A model folder gives what is needed to run it (weights as safetensors, configs, tokenizer) and nothing that could
+execute; raw data gives every file that is not hidden.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from caravan.types import UserError
+
+MODEL_KINDS = ("model", "reward", "tokenizer")
+_NEEDED = (".json", ".safetensors", ".txt", ".model", ".jinja")
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_CONVERT = (
+    "convert it once where you trust it: "
+    "`AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder, safe_serialization=True)`"
+)
+
+
+def files(source: Path, kind: str, trust_manifest: bool = True) -> tuple[dict[str, Path], dict[str, Any] | None]:
+    """Name in the store -> file, and the manifest if the folder is an artefact written by `--output`.
+
+    Raises UserError if the path is absent, empty or not what `kind` needs.
+    """
+    if not source.exists():
+        raise UserError(f"there is no file or folder {source}", "check the path; it is taken from the current folder")
+    manifest = _manifest(source) if trust_manifest else None
+    if manifest is not None and manifest["kind"] == kind:
+        whole = {name: source / name for name in manifest["files"]}
+        if all(p.is_file() for p in whole.values()):
+            return whole, manifest
+    if kind in MODEL_KINDS:
+        return _model(source, kind), None
+    if source.is_file():
+        return {source.name: source}, None
+    found = {p.relative_to(source).as_posix(): p for p in _visible(source)}
+    for name in ("manifest.json", "timing.jsonl"):
+        if name in found and (name == "timing.jsonl" or _manifest(source) is None):
+            raise UserError(f"{source} has a file `{name}`, a name the store needs", "move it into a folder below")
+        found.pop(name, None)
+    if not found:
+        raise UserError(f"{source} holds no files", "give a file, or a folder with files in it")
+    return found, None
+
+
+def _visible(folder: Path) -> Iterator[Path]:
+    """Files below a folder in a fixed order, without hidden ones and without following linked folders."""
+
+    def refuse(err: OSError) -> None:
+        raise err
+
+    for here, folders, names in os.walk(folder, onerror=refuse):
+        folders[:] = sorted(f for f in folders if not f.startswith("."))
+        yield from (Path(here, n) for n in sorted(names) if not n.startswith(".") and Path(here, n).is_file())
+
+
+def _model(source: Path, kind: str) -> dict[str, Path]:
+    if not source.is_dir():
+        raise UserError(f"{source} is a file; a {kind} is a folder", "give the folder that holds config.json")
+    there = {p.name: p for p in sorted(source.iterdir()) if p.is_file()}
+    skipped = ("manifest.json", "pytorch_model.bin.index.json")
+    found = {n: p for n, p in there.items() if p.suffix in _NEEDED and n not in skipped}
+    if kind == "tokenizer":
+        found = {n: p for n, p in found.items() if p.suffix != ".safetensors"}
+        if "tokenizer.json" not in found:
+            raise UserError(f"{source} holds no tokenizer.json", "a tokenizer folder needs one (tokenizers format)")
+        return found
+    if not any(p.suffix == ".safetensors" for p in found.values()):
+        if any(p.suffix in _PICKLES for p in there.values()):
+            raise UserError(f"{source} holds its weights as pickles only, which can run code when opened", _CONVERT)
+        raise UserError(f"{source} holds no *.safetensors weights", "give the folder of a Hugging Face checkpoint")
+    if "config.json" not in found:
+        raise UserError(f"{source} holds no config.json", "give the folder of a Hugging Face checkpoint")
+    return found
+
+
+def _manifest(source: Path) -> dict[str, Any] | None:
+    """The manifest of an exported artefact; None for anything else called manifest.json."""
+    try:
+        found = json.loads((source / "manifest.json").read_text())
+    except (OSError, ValueError):
+        return None
+    ours = isinstance(found, dict) and {"schema", "kind", "id", "key", "asked", "files"} <= found.keys()
+    if not ours or any(Path(n).is_absolute() or ".." in Path(n).parts for n in found["files"]):
+        return None
+    return found

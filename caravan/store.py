@@ -1,0 +1,524 @@
+"""The artefact store: folders that never change once published, found by key, named by content.
+
+    artefacts/<kind>/<id>/   files and manifest.json, read-only
+    keys/<key>               what was asked -> what came out
+    runs/<stage>-<key>/      a run not yet published: asked.json, checkpoints, out/
+    locks/<stage>-<key>      one writer per question
+    names/<name>             "time kind/id" per line; the last line holds
+
+key  hash of what was asked (stage, its version, settings that differ from their defaults, ids of the inputs).
+id   hash of what came out (kind, names and hashes of the files). Two questions with equal answers share one
+     artefact, so raising a version upstream re-runs below it only what really changed.
+
+Publishing hashes the files in out/, writes the manifest beside them and renames out/ to its place: a reader sees all
+or nothing. `flock` makes one writer of many processes on one machine, or on a file system that honours it.
+Left out: remote stores, and any meaning of the files (that is the stages' business).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from caravan import outside
+from caravan.types import UserError
+
+SCHEMA = 1
+UNHASHED = ("manifest.json", "timing.jsonl")  # wall-clock lives here; it must not move the id
+_REF = re.compile(r"[a-z0-9][a-z0-9_.-]*(/[a-z0-9][a-z0-9_.-]*)?")
+_HEX = re.compile(r"[0-9a-f]{4,64}")
+_held: set[int] = set()
+
+
+def _release_in_child() -> None:
+    """A forked worker must not keep its parent's lock: an orphan would block the next run for ever."""
+    while _held:
+        with contextlib.suppress(OSError):
+            os.close(_held.pop())
+
+
+os.register_at_fork(after_in_child=_release_in_child)
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """A published folder and its manifest."""
+
+    path: Path
+    manifest: Mapping[str, Any]
+
+    @property
+    def kind(self) -> str:
+        return self.manifest["kind"]
+
+    @property
+    def id(self) -> str:
+        return self.manifest["id"]
+
+    @property
+    def ref(self) -> str:
+        return f"{self.kind}/{self.id[:12]}"
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        return self.manifest.get("facts", {})
+
+    @property
+    def inputs(self) -> Mapping[str, str]:
+        """Role -> `kind/id` of what it was made from."""
+        return self.manifest.get("inputs", {})
+
+    @property
+    def size(self) -> int:
+        """Bytes of its files."""
+        return sum(f["size"] for f in self.manifest["files"].values())
+
+    def __truediv__(self, name: str) -> Path:
+        return self.path / name
+
+
+@dataclass(frozen=True)
+class Removed:
+    """One thing that gc removed, or would remove."""
+
+    path: Path
+    why: str
+    size: int
+
+
+def digest(value: Any) -> str:
+    """Hash of plain data, independent of key order and white space."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    with path.open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def write_durably(path: Path, text: str) -> None:
+    """Replace a small file in one step and force it to the disk."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{os.getpid()}.{time.monotonic_ns()}")
+    try:
+        with draft.open("w") as f:
+            f.write(text)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
+    _sync(path.parent)
+
+
+@contextlib.contextmanager
+def plain_errors(doing: str) -> Iterator[None]:
+    """Turn a full disk and missing rights into a UserError; every other error passes as it is."""
+    try:
+        yield
+    except Exception as err:
+        code = getattr(err, "errno", None) if isinstance(err, OSError) else None
+        where = f" ({err.filename})" if isinstance(err, OSError) and err.filename else ""
+        if code in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(err):
+            raise UserError(
+                f"the disk is full while {doing}{where}",
+                "free some space (`caravan gc` removes unpublished runs) and run the same command: it resumes",
+            ) from err
+        if code in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise UserError(f"no permission while {doing}{where}", "check the owner and mode of that path") from err
+        raise
+
+
+class Store:
+    """A folder of artefacts. The default is $CARAVAN_STORE, else `.caravan` in the current folder."""
+
+    def __init__(self, root: Path | str | None = None) -> None:
+        given = root or os.environ.get("CARAVAN_STORE") or ".caravan"
+        self.root = Path(given).expanduser().absolute()
+
+    def __repr__(self) -> str:
+        return f"Store({str(self.root)!r})"
+
+    # Finding
+
+    def find(self, key: str) -> Artefact | None:
+        """The answer to a question asked before; None if there is none, or if its files are no longer all there."""
+        record = self.record(key)
+        if record is None:
+            return None
+        art = self._read(self.root / "artefacts" / record["artefact"])
+        return art if art is not None and _sizes_hold(art) else None
+
+    def record(self, key: str) -> dict[str, Any] | None:
+        """What stands behind a key: `artefact`, the `config` in full, the manifest's hash."""
+        try:
+            return json.loads((self.root / "keys" / key).read_text())
+        except (FileNotFoundError, ValueError):
+            return None
+
+    def open(self, ref: str) -> Artefact:
+        """`ref` is `kind/idprefix`, an id prefix of four or more digits, or a name. Anything else is a UserError."""
+        if not _REF.fullmatch(ref) or ".." in ref:
+            raise UserError(
+                f"`{ref}` is no reference", "write kind/id, the start of an id, or a name; `caravan ls` shows them"
+            )
+        named = self.names().get(ref) if "/" not in ref else None
+        kind, _, prefix = (named or ref).rpartition("/")
+        hits = self._matching(kind or "*", prefix) if _HEX.fullmatch(prefix) else []
+        if not hits and named:
+            raise UserError(f"`{ref}` names {named}, which is no longer in {self.root}")
+        if not hits:
+            near = [n for n in self.names() if n.startswith(ref[:3])]
+            hint = f"did you mean `{near[0]}`?" if near else "`caravan ls` shows what is there"
+            raise UserError(f"there is no `{ref}` in {self.root}", hint)
+        if len(hits) > 1:
+            some = ", ".join(f"{p.parent.name}/{p.name[: len(prefix) + 4]}" for p in hits[:5])
+            raise UserError(f"`{ref}` could be any of {len(hits)} artefacts", f"write more of the id: {some}")
+        art = self._read(hits[0])
+        if art is None:
+            raise UserError(f"the manifest of `{ref}` cannot be read: {hits[0]}/manifest.json", "remove that folder")
+        return art
+
+    def has(self, ref: str) -> bool:
+        """Whether a full `kind/id` is here."""
+        return (self.root / "artefacts" / ref / "manifest.json").exists()
+
+    def ls(self, kind: str | None = None) -> list[Artefact]:
+        """Every artefact (of a kind), oldest first."""
+        found = [self._read(p) for p in self._matching(kind or "*", "")]
+        return sorted((a for a in found if a), key=lambda a: (a.manifest["published"], a.id))
+
+    def lineage(self, art: Artefact) -> Iterator[tuple[int, Artefact]]:
+        """The artefact and everything it was made from, depth first, each once with its depth.
+
+        Ancestors removed from the store are left out; `Artefact.inputs` still names them.
+        """
+        seen: set[str] = set()
+        todo = [(0, art)]
+        while todo:
+            depth, node = todo.pop()
+            if node.id in seen:
+                continue
+            seen.add(node.id)
+            yield depth, node
+            above = [self._read(self.root / "artefacts" / ref) for ref in node.inputs.values()]
+            todo += [(depth + 1, a) for a in reversed(above) if a]
+
+    # Names
+
+    def name(self, name: str, art: Artefact) -> None:
+        """Let `name` mean this artefact from now on. Earlier meanings stay on record."""
+        if not _REF.fullmatch(name) or "/" in name or _HEX.fullmatch(name) or ".." in name:
+            raise UserError(
+                f"`{name}` cannot be a name", "use a-z 0-9 _ . - , starting with a letter, not hex digits alone"
+            )
+        path = self.root / "names" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a") as f:
+            f.write(f"{_now()} {art.kind}/{art.id}\n")
+            f.flush()
+            os.fsync(f.fileno())
+
+    def names(self) -> dict[str, str]:
+        """Name -> `kind/id`."""
+        folder = self.root / "names"
+        lines = {p.name: p.read_text().split("\n") for p in sorted(folder.iterdir())} if folder.is_dir() else {}
+        # A line without its newline is a write cut short; the one before it holds.
+        return {n: whole[-1].split()[1] for n, ls in lines.items() if (whole := [x for x in ls[:-1] if x])}
+
+    # Making
+
+    @contextlib.contextmanager
+    def work(self, stage: str, key: str, waiting: Callable[[], None] | None = None) -> Iterator[Path]:
+        """The folder of one run, with an empty `out/`, held under a lock: one question, one folder, one writer.
+
+        What a killed attempt left in `out/` is removed; everything else (checkpoints) is kept for resuming.
+        `waiting` is called once if another process holds the lock.
+        """
+        path = self.run_folder(stage, key)
+        with self._locked(path.name, waiting):
+            with plain_errors("preparing the run"):
+                _remove(path / "out")
+                (path / "out").mkdir(parents=True)
+            yield path
+
+    def run_folder(self, stage: str, key: str) -> Path:
+        return self.root / "runs" / f"{re.sub(r'[^a-z0-9_.-]', '_', stage.lower())}-{key[:16]}"
+
+    def publish(
+        self, work: Path, *, kind: str, asked: Mapping[str, Any], record: Mapping[str, Any], key: str | None = None
+    ) -> Artefact:
+        """Move `work/out` into the store in one rename, point the key of `asked` at it, remove `work`.
+
+        `record` is what else the manifest says. An artefact with the same content is kept, or replaced if damaged.
+        """
+        out, key = work / "out", key or digest(asked)
+        with plain_errors("publishing"):
+            if (work / "timing.jsonl").exists():
+                os.replace(work / "timing.jsonl", out / "timing.jsonl")
+            files = _describe(out)
+            if not files:
+                raise UserError(f"nothing was written to {out}", "the stage ended without a result")
+            ident = _ident(kind, files)
+            manifest = {**record, "schema": SCHEMA, "kind": kind, "id": ident, "key": key, "asked": asked}
+            manifest |= {"published": _now(), "files": files}
+            write_durably(out / "manifest.json", json.dumps(manifest, indent=1, sort_keys=True) + "\n")
+            target = self.root / "artefacts" / kind / ident
+            _seal(out)
+            self._place(out, target)
+            art = self._read(target)
+            assert art is not None
+            entry = {"artefact": f"{kind}/{ident}", "config": record.get("config", {})}
+            entry["manifest_sha256"] = file_digest(target / "manifest.json")
+            write_durably(self.root / "keys" / key, json.dumps(entry, indent=1, sort_keys=True) + "\n")
+            _remove(work)
+        return art
+
+    def add(self, source: Path | str, kind: str = "raw") -> Artefact:
+        """Bring outside files in by content. The only door: no stage reads a path of its own.
+
+        A file's name is content too (it tells the format, and stands in messages about bad lines). Model folders
+        take what is needed to run them and no pickles. A folder written by `--output` comes back as it was.
+        """
+        source = Path(source).expanduser()
+        with plain_errors(f"reading {source}"):
+            files, imported = outside.files(source, kind)
+            found = {name: {"size": p.stat().st_size, "sha256": file_digest(p)} for name, p in files.items()}
+            if imported and {n: f["sha256"] for n, f in imported["files"].items()} != {
+                n: f["sha256"] for n, f in found.items()
+            }:
+                files, imported = outside.files(source, kind, trust_manifest=False)  # edited since: new data
+                found = {name: {"size": p.stat().st_size, "sha256": file_digest(p)} for name, p in files.items()}
+        ident = _ident(kind, found)
+        here = self._read(self.root / "artefacts" / kind / ident)
+        if here is not None and _sizes_hold(here):
+            return here
+        with self.work("add", ident) as work:
+            with plain_errors(f"copying {source}"):
+                for name, path in files.items():
+                    to = work / "out" / name
+                    to.parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(path, to)
+            # The copy is hashed, not the source: what is edited meanwhile gets the id of what was copied.
+            copied = {n: f["sha256"] for n, f in _describe(work / "out").items()}
+            record = {"stage": "add", "version": 1, "config": {}, "inputs": {}, "seconds": 0.0}
+            record |= {"facts": {"files": len(copied)}, "source": str(source.absolute())}
+            asked: Mapping[str, Any] = {"stage": "add", "kind": kind, "files": copied}
+            if imported:
+                record, asked = imported, imported["asked"]
+            return self.publish(work, kind=kind, asked=asked, record=record)
+
+    # Keeping
+
+    def verify(self, art: Artefact) -> list[str]:
+        """Everything that is wrong with an artefact, in sentences; nothing if it is sound.
+
+        Re-hashes each file, looks for missing and extra ones, recomputes the id and the key.
+        """
+        wrong = []
+        listed = art.manifest["files"]
+        there = {p.relative_to(art.path).as_posix(): p for p in sorted(art.path.rglob("*")) if not p.is_dir()}
+        for name in sorted(listed.keys() - there.keys()):
+            wrong.append(f"{name} is missing")
+        for name in sorted(there.keys() - listed.keys() - set(UNHASHED)):
+            wrong.append(f"{name} is not in the manifest")
+        for name in sorted(listed.keys() & there.keys()):
+            if file_digest(there[name]) != listed[name]["sha256"]:
+                wrong.append(f"{name} has changed on disk")
+        if _ident(art.kind, listed) != art.id or art.path.name != art.id or art.path.parent.name != art.kind:
+            wrong.append("the manifest's id is not that of its file list")
+        if digest(art.manifest["asked"]) != art.manifest["key"]:
+            wrong.append("the manifest's key is not that of its question")
+        entry = self.record(art.manifest["key"]) or {}
+        if entry.get("artefact") == f"{art.kind}/{art.id}" and entry.get("manifest_sha256") != file_digest(
+            art / "manifest.json"
+        ):
+            wrong.append("manifest.json has changed on disk")
+        return wrong
+
+    def gc(self, older_than_days: float = 7.0, unnamed: bool = False, dry_run: bool = False) -> list[Removed]:
+        """Remove runs left unpublished for so long, keys without an artefact, and drafts.
+
+        `unnamed` also removes artefacts that neither a name, nor what a name was made from, nor an open run needs.
+        """
+        gone = []
+        for run in sorted(self.root.glob("runs/*")):
+            newest = max((p.lstat().st_mtime for p in [run, *run.rglob("*")]), default=0.0)
+            if time.time() - newest >= older_than_days * 86400:
+                with self._locked(run.name, None, block=False) as mine:
+                    if mine:
+                        gone.append(_drop(run, "unpublished run", dry_run))
+        keep = self._needed() if unnamed else None
+        for path in self._matching("*", ""):
+            if keep is not None and f"{path.parent.name}/{path.name}" not in keep:
+                gone.append(_drop(path, "no name needs it", dry_run))
+        dropped = {r.path for r in gone}
+        for key in sorted(self.root.glob("keys/*")):
+            entry = self.record(key.name) or {"artefact": "?"}
+            target = self.root / "artefacts" / entry["artefact"]
+            if not self.has(entry["artefact"]) or target in dropped:
+                gone.append(_drop(key, "key without an artefact", dry_run))
+        return gone
+
+    def _needed(self) -> set[str]:
+        roots = set(self.names().values())
+        for asked in self.root.glob("runs/*/asked.json"):
+            with contextlib.suppress(OSError, ValueError):
+                roots |= set(json.loads(asked.read_text()).get("inputs", {}).values())
+        arts = [a for ref in roots if (a := self._read(self.root / "artefacts" / ref))]
+        return {f"{a.kind}/{a.id}" for art in arts for _, a in self.lineage(art)}
+
+    def _matching(self, kind: str, prefix: str) -> list[Path]:
+        base = self.root / "artefacts"
+        kinds = (sorted(base.iterdir()) if kind == "*" else [base / kind]) if base.is_dir() else []
+        return [p for k in kinds if k.is_dir() for p in sorted(k.iterdir()) if p.name.startswith(prefix) and _is_id(p)]
+
+    def _read(self, path: Path) -> Artefact | None:
+        try:
+            manifest = json.loads((path / "manifest.json").read_text())
+        except (OSError, ValueError):
+            return None
+        return Artefact(path, manifest) if isinstance(manifest, dict) and "id" in manifest else None
+
+    def _place(self, out: Path, target: Path) -> None:
+        """Rename `out` to `target`. Equal content may be there already, even since a moment ago."""
+        target.parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            try:
+                os.rename(out, target)
+                return _sync(target.parent)
+            except OSError as err:
+                if err.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
+            here = self._read(target)
+            if here is not None and not self.verify(here):
+                return _remove(out)
+            aside = self.root / "runs" / f"damaged-{target.name[:16]}-{time.time_ns()}"
+            aside.parent.mkdir(parents=True, exist_ok=True)
+            os.rename(target, aside)
+
+    @contextlib.contextmanager
+    def _locked(self, name: str, waiting: Callable[[], None] | None, block: bool = True) -> Iterator[bool]:
+        path = self.root / "locks" / name
+        fd = self._take(path, waiting, block)
+        if fd is None:
+            yield False
+            return
+        _held.add(fd)
+        try:
+            yield True
+        finally:
+            if fd in _held:  # not in a forked child
+                if not (self.root / "runs" / name).exists():
+                    path.unlink(missing_ok=True)
+                _held.discard(fd)
+                os.close(fd)
+
+    def _take(self, path: Path, waiting: Callable[[], None] | None, block: bool) -> int | None:
+        """An open, locked file that is still the one at `path` (the last holder may have removed it)."""
+        with plain_errors(f"opening the store {self.root}"):
+            self._found()
+            while True:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+                try:
+                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    if not block:
+                        os.close(fd)
+                        return None
+                    if waiting:
+                        waiting()
+                        waiting = None
+                    fcntl.flock(fd, fcntl.LOCK_EX)
+                with contextlib.suppress(FileNotFoundError):
+                    if os.stat(path).st_ino == os.fstat(fd).st_ino:
+                        return fd
+                os.close(fd)
+
+    def _found(self) -> None:
+        """Lay the store's folder down, out of reach of git."""
+        if not (self.root / ".gitignore").exists():
+            self.root.mkdir(parents=True, exist_ok=True)
+            (self.root / ".gitignore").write_text("*\n")
+
+
+def _ident(kind: str, files: Mapping[str, Mapping[str, Any]]) -> str:
+    return digest({"kind": kind, "files": {name: f["sha256"] for name, f in files.items()}})
+
+
+def _describe(out: Path) -> dict[str, dict[str, Any]]:
+    """Size and hash of each file below `out` that counts."""
+    found = {}
+    for path in sorted(out.rglob("*")):
+        name = path.relative_to(out).as_posix()
+        assert not path.is_symlink(), f"a stage must not publish links: {name}"
+        if path.is_file() and name not in UNHASHED:
+            found[name] = {"size": path.stat().st_size, "sha256": file_digest(path)}
+    return found
+
+
+def _sizes_hold(art: Artefact) -> bool:
+    """The cheap check at each lookup; `verify` is the thorough one."""
+    try:
+        return all((art / name).stat().st_size == f["size"] for name, f in art.manifest["files"].items())
+    except OSError:
+        return False
+
+
+def _seal(out: Path) -> None:
+    """Force every file to the disk and make it read-only. Folders stay writable: `rm -r` must keep working."""
+    files = [p for p in out.rglob("*") if p.is_file()]
+    for path in files:
+        if len(files) <= 256:
+            _sync(path)
+        path.chmod(0o444)
+    if len(files) > 256:  # thousands of single waits take minutes on a slow disk
+        os.sync()
+    _sync(out)
+
+
+def _sync(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _drop(path: Path, why: str, dry_run: bool) -> Removed:
+    files = [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]
+    removed = Removed(path, why, sum(p.stat().st_size for p in files))
+    if not dry_run:
+        # Out of sight first: a reader must never meet half an artefact.
+        aside = path.with_name(f".{path.name}.gone")
+        os.rename(path, aside)
+        _remove(aside)
+    return removed
+
+
+def _is_id(path: Path) -> bool:
+    return len(path.name) == 64 and path.is_dir()
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime()) + f".{time.time_ns() // 1_000_000 % 1000:03d}Z"
