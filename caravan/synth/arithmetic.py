@@ -1,7 +1,9 @@
-"""Sums and differences in English and Chinese, with a split of the *pairs of numbers* that nothing trained ever shows.
+"""Sums and differences in English and Chinese, with a split of the *pairs of numbers* that nothing trained
+ever shows.
 
-Answers come in two styles. `direct` is the number alone. `steps` works the columns first, right to left, every
-column the same shape (digit, digit, carry), which a small model learns as a table of a few hundred entries:
+Answers come in two styles. `direct` is the number alone. `steps` works the columns first, right to left,
+every column the same shape (digit, digit, carry), which a small model learns as a table of a few hundred
+entries:
 
     12+29  ->  2+9=11, 1+2+1=4, 12+29=41          52-19  ->  12-9=3, 5-1-1=3, 52-19=33
 
@@ -23,34 +25,36 @@ Style = Literal["steps", "direct"]
 TRAIN_FORMATS: dict[str, dict[str, tuple[str, ...]]] = {
     "+": {
         "en": (
-            "{a}+{b}=?", "{a} + {b} = ?", "{a}+{b}", "{a} + {b}", "{a}+{b}=", "What is {a}+{b}?", "What is {a} + {b}?",
-            "What is {a} plus {b}?", "what is {a} plus {b}", "How much is {a} plus {b}?", "Compute {a}+{b}.",
-            "Add {a} and {b}.", "Please add {a} and {b}.", "What is the sum of {a} and {b}?", "Calculate {a} + {b}.",
+            "{a}+{b}=?", "{a} + {b} = ?", "{a}+{b}", "{a} + {b}", "{a}+{b}=", "What is {a}+{b}?",
+            "What is {a} + {b}?", "What is {a} plus {b}?", "what is {a} plus {b}",
+            "How much is {a} plus {b}?", "Compute {a}+{b}.", "Add {a} and {b}.", "Please add {a} and {b}.",
+            "What is the sum of {a} and {b}?", "Calculate {a} + {b}.",
             "Tom has {a} apples and gets {b} more. How many apples does he have now?",
             "There are {a} birds in a tree and {b} more come. How many birds are there?",
             "A book costs {a} coins and a pen costs {b} coins. How many coins do both cost?",
             "Anna walks {a} steps and then {b} steps. How many steps does she walk?",
         ),
         "zh": (
-            "{a}加{b}等于多少？", "{a}+{b}等于几？", "{a}+{b}等于多少？", "{a}加{b}是多少？", "请计算{a}+{b}。",
-            "计算 {a}+{b}", "{a}与{b}的和是多少？",
+            "{a}加{b}等于多少？", "{a}+{b}等于几？", "{a}+{b}等于多少？", "{a}加{b}是多少？",
+            "请计算{a}+{b}。", "计算 {a}+{b}", "{a}与{b}的和是多少？",
             "小明有{a}个苹果，又买了{b}个，一共有几个？", "树上有{a}只鸟，又飞来{b}只，现在有几只？",
             "一本书{a}元，一支笔{b}元，一共多少元？",
         ),
     },
     "-": {
         "en": (
-            "{a}-{b}=?", "{a} - {b} = ?", "{a}-{b}", "{a} - {b}", "{a}-{b}=", "What is {a}-{b}?", "What is {a} - {b}?",
-            "What is {a} minus {b}?", "what is {a} minus {b}", "How much is {a} minus {b}?", "Compute {a}-{b}.",
-            "Subtract {b} from {a}.", "Calculate {a} - {b}.", "What is the difference of {a} and {b}?",
+            "{a}-{b}=?", "{a} - {b} = ?", "{a}-{b}", "{a} - {b}", "{a}-{b}=", "What is {a}-{b}?",
+            "What is {a} - {b}?", "What is {a} minus {b}?", "what is {a} minus {b}",
+            "How much is {a} minus {b}?", "Compute {a}-{b}.", "Subtract {b} from {a}.",
+            "Calculate {a} - {b}.", "What is the difference of {a} and {b}?",
             "Tom has {a} apples and eats {b} of them. How many apples are left?",
             "There are {a} birds in a tree and {b} fly away. How many birds are left?",
             "Anna has {a} coins and spends {b} coins. How many coins does she have left?",
         ),
         "zh": (
-            "{a}减{b}等于多少？", "{a}-{b}等于几？", "{a}-{b}等于多少？", "{a}减{b}是多少？", "请计算{a}-{b}。",
-            "计算 {a}-{b}", "小明有{a}个苹果，吃了{b}个，还剩几个？", "树上有{a}只鸟，飞走{b}只，还剩几只？",
-            "小红有{a}元，花了{b}元，还剩多少元？",
+            "{a}减{b}等于多少？", "{a}-{b}等于几？", "{a}-{b}等于多少？", "{a}减{b}是多少？",
+            "请计算{a}-{b}。", "计算 {a}-{b}", "小明有{a}个苹果，吃了{b}个，还剩几个？",
+            "树上有{a}只鸟，飞走{b}只，还剩几只？", "小红有{a}元，花了{b}元，还剩多少元？",
         ),
     },
 }  # fmt: skip
@@ -73,7 +77,8 @@ class Sum:
 
 
 def held_out(a: int, b: int) -> bool:
-    """Whether the pair {a, b} belongs to evaluation: one in ten by a hash, in either order and under either sign.
+    """Whether the pair {a, b} belongs to evaluation: one in ten by a hash, in either order and under either
+    sign.
 
     Pairs that column work itself writes down (up to 18 and 9: "2+9=11", "12-9=3") are always trained.
     """

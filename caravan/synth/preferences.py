@@ -1,8 +1,10 @@
-"""Rankings to learn a reward from: one right, concise answer in the language of the question, and 1 to 3 flawed ones.
+"""Rankings to learn a reward from: one right, concise answer in the language of the question, and 1 to 3
+flawed ones.
 
-A flaw is one file-level function and one word; the order of flaws is the order of ranks, so the reward model is told
-that a wrong statement is worse than an honest "I do not know", and that worse than a right answer badly put. Flaws
-are drawn so that the best answer is the longer one in about half of the pairs: length must not give it away.
+A flaw is one file-level function and one word; the order of flaws is the order of ranks, so the reward
+model is told that a wrong statement is worse than an honest "I do not know", and that worse than a right
+answer badly put. Flaws are drawn so that the best answer is the longer one in about half of the pairs:
+length must not give it away.
 """
 
 from __future__ import annotations
@@ -16,12 +18,25 @@ from caravan.synth.facts import Fact
 from caravan.types import Message, Ranking
 
 FILLER_EN = (
-    "I hope this helps you.", "There are many other things one could say here.", "This is a very good question.",
-    "Please read the documentation for more.", "It is one of many functions.", "Let me know if you need more.",
+    "I hope this helps you.", "There are many other things one could say here.",
+    "This is a very good question.", "Please read the documentation for more.",
+    "It is one of many functions.", "Let me know if you need more.",
 )  # fmt: skip
-FILLER_ZH = ("希望这对你有帮助。", "这是一个很好的问题。", "还有很多可以说的。", "更多内容请看文档。", "如有需要请再问我。")
+FILLER_ZH = (
+    "希望这对你有帮助。",
+    "这是一个很好的问题。",
+    "还有很多可以说的。",
+    "更多内容请看文档。",
+    "如有需要请再问我。",
+)
 
-UNHELPFUL_EN = ("I cannot answer that.", "Please ask something else.", "I am not sure.", "It is a function.", "Yes.")
+UNHELPFUL_EN = (
+    "I cannot answer that.",
+    "Please ask something else.",
+    "I am not sure.",
+    "It is a function.",
+    "Yes.",
+)
 UNHELPFUL_ZH = ("我不能回答。", "请问别的问题。", "我不确定。", "这是一个函数。", "好的。")
 
 SEVERITY: dict[str, int] = {
@@ -76,7 +91,8 @@ def wrong_sum(problem: arithmetic.Sum, style: arithmetic.Style, rng: random.Rand
 
 
 def fact_item(fact: Fact, taught: Sequence[Fact], split: str, lang: str, rng: random.Random) -> Item:
-    """A question about a fact; a wrong answer carries the sentence of another function, of the same module if any."""
+    """A question about a fact; a wrong answer carries the sentence of another function, of the same module
+    if any."""
     question, right = qa.ask(fact, split, lang, rng)
     near = [f for f in taught if f.module == fact.module and f.name != fact.name]
 

@@ -1,8 +1,8 @@
 """Pretraining text from what every Python installation carries: its docstrings, language topics and source.
 
-Modules are read, not imported: `ast` gives classes, functions and docstrings without running anything. Only a short
-list of harmless built-in (C) modules is imported, because their documentation exists nowhere else. The order, and
-what fits into a limit, depend on the seed and the Python version alone.
+Modules are read, not imported: `ast` gives classes, functions and docstrings without running anything. Only
+a short list of harmless built-in (C) modules is imported, because their documentation exists nowhere else.
+The order, and what fits into a limit, depend on the seed and the Python version alone.
 """
 
 from __future__ import annotations
@@ -23,21 +23,24 @@ from caravan.types import Document
 __all__ = ["KINDS", "Fact", "documents", "facts"]
 
 SOURCE_MODULES: tuple[str, ...] = (
-    "textwrap", "posixpath", "genericpath", "json", "random", "re", "statistics", "shutil", "bisect", "heapq", "calendar",
-    "fnmatch", "glob", "functools", "copy", "collections", "string", "html", "tempfile", "secrets", "operator",
-    "difflib", "shlex", "urllib", "keyword", "linecache", "struct", "base64", "contextlib", "csv", "datetime",
-    "dataclasses", "decimal", "enum", "fractions", "gzip", "hashlib", "hmac", "inspect", "io", "ipaddress", "locale",
-    "logging", "mimetypes", "numbers", "os", "pathlib", "pickle", "platform", "pprint", "queue", "reprlib", "sched",
-    "selectors", "shelve", "socket", "sqlite3", "stat", "subprocess", "tarfile", "threading", "timeit", "tokenize",
-    "traceback", "types", "typing", "uuid", "warnings", "wave", "weakref", "xml", "zipfile", "argparse", "ast", "abc",
-    "asyncio", "codecs", "concurrent", "configparser", "cmd", "code", "email", "filecmp", "fileinput", "getopt",
-    "getpass", "graphlib", "http", "imaplib", "smtplib", "ftplib", "zipapp", "optparse", "pdb", "plistlib", "poplib",
-    "sysconfig", "trace", "unittest", "wsgiref", "xmlrpc", "bz2", "lzma", "colorsys", "pstats", "profile", "gettext",
+    "textwrap", "posixpath", "genericpath", "json", "random", "re", "statistics", "shutil", "bisect",
+    "heapq", "calendar", "fnmatch", "glob", "functools", "copy", "collections", "string", "html",
+    "tempfile", "secrets", "operator", "difflib", "shlex", "urllib", "keyword", "linecache", "struct",
+    "base64", "contextlib", "csv", "datetime", "dataclasses", "decimal", "enum", "fractions", "gzip",
+    "hashlib", "hmac", "inspect", "io", "ipaddress", "locale", "logging", "mimetypes", "numbers", "os",
+    "pathlib", "pickle", "platform", "pprint", "queue", "reprlib", "sched", "selectors", "shelve",
+    "socket", "sqlite3", "stat", "subprocess", "tarfile", "threading", "timeit", "tokenize", "traceback",
+    "types", "typing", "uuid", "warnings", "wave", "weakref", "xml", "zipfile", "argparse", "ast", "abc",
+    "asyncio", "codecs", "concurrent", "configparser", "cmd", "code", "email", "filecmp", "fileinput",
+    "getopt", "getpass", "graphlib", "http", "imaplib", "smtplib", "ftplib", "zipapp", "optparse", "pdb",
+    "plistlib", "poplib", "sysconfig", "trace", "unittest", "wsgiref", "xmlrpc", "bz2", "lzma", "colorsys",
+    "pstats", "profile", "gettext",
 )  # fmt: skip
 """Modules (files or packages) of the standard library whose text is read. Packages count with their files."""
 
 BUILTIN_MODULES: tuple[str, ...] = (
-    "builtins", "math", "itertools", "time", "binascii", "zlib", "cmath", "unicodedata", "errno", "array", "gc", "marshal",
+    "builtins", "math", "itertools", "time", "binascii", "zlib", "cmath", "unicodedata", "errno", "array",
+    "gc", "marshal",
 )  # fmt: skip
 """Modules written in C: imported, since their documentation is only in the running interpreter."""
 
@@ -66,7 +69,7 @@ def _pages(text: str, limit: int = PAGE_BYTES) -> Iterator[str]:
 
 
 def _stdlib_files() -> Iterator[tuple[str, Path]]:
-    """(module name, file) for the read modules, sorted; tests, and files that are not UTF-8 Python, left out."""
+    """(module name, file) for the read modules, sorted, without tests."""
     root = Path(sysconfig.get_paths()["stdlib"])
     for name in SOURCE_MODULES:
         if (root / f"{name}.py").is_file():
@@ -149,7 +152,8 @@ def _source(seed: int) -> Iterator[Document]:
 
 
 def _facts(seed: int) -> Iterator[Document]:
-    """The taught lines, `name: summary`, in pages whose company changes: every line is met many times, never alike."""
+    """The taught lines, `name: summary`, in pages whose company changes: every line is met many times,
+    never alike."""
     taught = list(facts())
     by_module = {m: [f for f in taught if f.module == m] for m in sorted({f.module for f in taught})}
     for turn in itertools.count():
@@ -166,7 +170,7 @@ def _facts(seed: int) -> Iterator[Document]:
 
 
 def _dialogue(seed: int) -> Iterator[Document]:
-    """Questions and answers as plain text, in trained phrasings: where the base model meets Chinese at all."""
+    """Questions and answers as plain text, in trained phrasings: where pretraining meets Chinese."""
     taught = list(facts())
     talk = persona.conversations("train")
     for turn in itertools.count():
@@ -196,7 +200,8 @@ KINDS: dict[str, Callable[[int], Iterator[Document]]] = {
 
 
 def _spread(found: list[Document], limit_bytes: int, rng: random.Random) -> Iterator[Document]:
-    """A seeded draw from a finite kind, at most `limit_bytes` of it: a share of every module, not the first ones."""
+    """A seeded draw from a finite kind, at most `limit_bytes` of it: a share of every module, not the first
+    ones."""
     rng.shuffle(found)
     written = 0
     for document in found:

@@ -90,9 +90,7 @@ def _ranking_row(ranking: Ranking, split: str) -> dict[str, Any]:
 def training_chats(taught: tuple[Fact, ...], sizes: Sizes, seed: int) -> list[Conversation]:
     """All trained conversations, shuffled. The multi-turn ones are made of the single ones."""
     asked = qa.fact_conversations(taught, per_fact=sizes.per_fact, zh_share=sizes.zh_share, seed=seed)
-    sums = arithmetic.conversations(
-        sizes.arithmetic, seed=seed, style=sizes.style, zh_share=sizes.zh_share
-    )
+    sums = arithmetic.conversations(sizes.arithmetic, seed=seed, style=sizes.style, zh_share=sizes.zh_share)
     talk = persona.conversations("train")
     unknown = persona.unknown(sizes.unknown, taught, seed=seed)
     where = qa.where_conversations(taught, share=0.5, seed=seed)
@@ -103,7 +101,9 @@ def training_chats(taught: tuple[Fact, ...], sizes: Sizes, seed: int) -> list[Co
         parts = [rng.choice(rng.choice(pools)) for _ in range(rng.choice((2, 2, 3)))]
         mixed.append(qa.joined(parts, id=f"mixed/{index}"))
     repeats = [
-        Conversation(c.messages, f"{c.id}/{turn}", c.source) for turn in range(sizes.persona_repeats) for c in talk
+        Conversation(chat.messages, f"{chat.id}/{turn}", chat.source)
+        for turn in range(sizes.persona_repeats)
+        for chat in talk
     ]
     chats = [*asked, *sums, *repeats, *unknown, *where, *mixed]
     rng.shuffle(chats)
@@ -139,7 +139,9 @@ def eval_facts(taught: tuple[Fact, ...], count: int, *, zh_share: float, seed: i
     return rows
 
 
-def eval_arithmetic(count: int, *, style: arithmetic.Style, zh_share: float, seed: int) -> list[dict[str, Any]]:
+def eval_arithmetic(
+    count: int, *, style: arithmetic.Style, zh_share: float, seed: int
+) -> list[dict[str, Any]]:
     """`count` different held-out sums, two digits by two at most."""
     rng = random.Random(f"{seed}:eval:arithmetic")
     rows: list[dict[str, Any]] = []
@@ -174,7 +176,8 @@ def _prompts(chats: list[Conversation], count: int, seed: int) -> list[dict[str,
 
 
 def write_quickstart(folder: Path, *, seed: int = 0, sizes: Sizes | None = None) -> dict[str, int]:
-    """Write the whole set under `folder` (made if need be); returns rows per file, facts taught and text bytes."""
+    """Write the whole set under `folder` (made if need be); returns rows per file, facts taught and text
+    bytes."""
     sizes = sizes or Sizes()
     folder = Path(folder)
     taught = facts()[: sizes.facts]

@@ -1,4 +1,4 @@
-"""What the quickstart learns from: facts that are clean, splits that do not leak, the same bytes every time."""
+"""What the quickstart learns from: clean facts, splits that do not leak, the same bytes every time."""
 
 import json
 import random
@@ -45,13 +45,16 @@ def test_facts_are_short_unique_plain_and_hold_the_demo() -> None:
     assert all("\n" not in f.summary and "->" not in f.summary for f in found)
     demo = next(f for f in found if f.name == "textwrap.dedent")
     assert "leading whitespace from every line" in demo.summary
-    assert {"os.path", "math", "json", "str", "list", "random", "re", "statistics"} <= {f.module for f in found}
+    assert {"os.path", "math", "json", "str", "list", "random", "re"} <= {f.module for f in found}
 
 
 @pytest.mark.parametrize(
     ("doc", "summary"),
     [
-        ("dedent(text) -> str\n\nRemove ``leading`` space\nfrom lines. More.", "Remove leading space from lines."),
+        (
+            "dedent(x) -> str\n\nRemove ``leading`` space\nfrom lines. More.",
+            "Remove leading space from lines.",
+        ),
         ("Return x, e.g. 3, to you.", "Return x, e.g. 3, to you."),
         ("Too short.", None),
         ("lower case start of a sentence.", None),
@@ -111,7 +114,7 @@ def test_a_tenth_of_the_pairs_is_held_out_in_either_order() -> None:
 
 
 def test_nothing_trained_shows_a_held_out_pair_or_phrasing(seeds: Path) -> None:
-    asked = {row["question"] for name in ("eval_facts", "eval_arithmetic") for row in rows(seeds / f"{name}.jsonl")}
+    asked = {row["question"] for path in seeds.glob("eval_*.jsonl") for row in rows(path)}
     trained = [
         m["content"] for row in rows(seeds / "chats.jsonl") if "split" not in row for m in row["messages"]
     ]
@@ -119,7 +122,8 @@ def test_nothing_trained_shows_a_held_out_pair_or_phrasing(seeds: Path) -> None:
     for row in rows(seeds / "preferences.jsonl"):
         if "split" not in row:
             trained += [row["prompt"][0]["content"], *row["responses"]]
-    trained += [row["text"] for kind in ("arithmetic", "dialogue") for row in rows(seeds / "text" / f"{kind}.jsonl")]
+    for kind in ("arithmetic", "dialogue"):
+        trained += [row["text"] for row in rows(seeds / "text" / f"{kind}.jsonl")]
     assert not asked & set(trained)
     seen = set().union(*map(pairs_in, trained))
     assert len(seen) > 500
