@@ -1,1 +1,1 @@
-"""Everything that knows about machines."""
+"""Everything that knows about machines: devices, ranks, checkpoints on disk, and the one training loop part."""

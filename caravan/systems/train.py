@@ -1,0 +1,210 @@
+"""A model with its optimiser, and the one training step.
+
+The model's weights live in the compute dtype (bf16 or fp32); the masters, moments and the gradient of the whole step
+are flat fp32 buffers. In fp32 the weights ARE the master buffer (no copies at all); in bf16 each parameter's gradient
+is added to the fp32 buffer the moment it is ready and freed, and one cast per step carries the masters back. There is
+no autocast, so no weight is ever cast twice.
+
+Shapes: N flat tokens, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from caravan.algos.lm import cross_entropy
+from caravan.algos.optim import OptimConfig, Optimiser, layout
+from caravan.kernels.attention import Segments
+from caravan.model.decoder import GLU, Attention, Decoder
+from caravan.systems import parallel
+from caravan.types import Batch, Loss
+
+M = TypeVar("M", bound=nn.Module)
+B = TypeVar("B")
+
+
+class Trainee:
+    """A model being trained. Give it the model in fp32 on its device; it takes over the storage of the weights.
+
+    `keep_fp32`: prefixes of parameter names that stay fp32 (a scalar score head). Parameters with requires_grad False
+    are cast and left alone. Attributes: `model`, `slots` (where each parameter lives in the flat buffers), `optimiser`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        config: OptimConfig,
+        dtype: torch.dtype = torch.float32,
+        keep_fp32: Sequence[str] = (),
+    ) -> None:
+        assert dtype in (torch.float32, torch.bfloat16), "fp16 needs loss scaling and is emulated on CPUs"
+        self.model, self.config, self.dtype = model, config, dtype
+        params = dict(model.named_parameters())
+        wanted = {name: p for name, p in params.items() if p.requires_grad}
+        assert wanted, "no parameter is trainable"
+        self.slots = layout(
+            ((name, tuple(p.shape)) for name, p in wanted.items()), config.name, _not_muon(model), fused_rows(model)
+        )
+        device = next(iter(wanted.values())).device
+        size = self.slots[-1].stop
+        master = torch.empty(size, dtype=torch.float32, device=device)
+        self.grad = torch.zeros(size, dtype=torch.float32, device=device)
+        compute = None if dtype == torch.float32 else torch.empty(size, dtype=dtype, device=device)
+        self._fresh: set[str] = set()
+        """Parameters that have had a gradient in this step."""
+        for slot in self.slots:
+            p = wanted[slot.name]
+            slot.of(master).copy_(p.detach())
+            wide = compute is None or slot.name.startswith(tuple(keep_fp32))
+            p.data = slot.of(master if wide or compute is None else compute)
+            p.register_post_accumulate_grad_hook(self._collector(slot.name, slot.of(self.grad)))
+        for p in params.values():
+            if not p.requires_grad:
+                p.data = p.data.to(dtype)
+        self.optimiser = Optimiser(config, self.slots, master, compute)
+        parallel.broadcast_(master)
+        self.optimiser.refresh()
+
+    def _collector(self, name: str, into: Tensor) -> Callable[[Tensor], None]:
+        """Adds a parameter's gradient to the flat fp32 buffer as soon as it is there, and frees it."""
+
+        def collect(p: Tensor) -> None:
+            assert p.grad is not None
+            if name in self._fresh:
+                into.add_(p.grad)
+            else:  # saves a pass of zeros over the whole buffer
+                into.copy_(p.grad)
+                self._fresh.add(name)
+            p.grad = None
+
+        return collect
+
+    def begin(self) -> None:
+        """Forget the last step's gradient."""
+        self._fresh.clear()
+
+    def finish(self) -> None:
+        """Zero the gradient of parameters the loss did not reach."""
+        for slot in self.slots:
+            if slot.name not in self._fresh:
+                slot.of(self.grad).zero_()
+
+    @property
+    def unreached(self) -> list[str]:
+        """Trainable parameters that got no gradient in the last step."""
+        return [slot.name for slot in self.slots if slot.name not in self._fresh]
+
+    def tensors(self, prefix: str = "") -> dict[str, Tensor]:
+        """What a checkpoint must hold (references); `prefix` tells several trainees apart."""
+        return {prefix + name: tensor for name, tensor in self.optimiser.state().items()}
+
+    def scalars(self, prefix: str = "") -> dict[str, Any]:
+        """The JSON part of the state."""
+        return {prefix + "optimiser_steps": self.optimiser.steps}
+
+    def load(self, tensors: Mapping[str, Tensor], scalars: Mapping[str, Any], prefix: str = "") -> None:
+        """Restore what `tensors` and `scalars` gave, bit for bit."""
+        own = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+        self.optimiser.load(own, scalars[prefix + "optimiser_steps"])
+
+    @torch.no_grad()
+    def load_masters(self, master: Tensor) -> None:
+        """Put other weights in (the best checkpoint's), without touching the moments."""
+        self.optimiser.master.copy_(master)
+        self.optimiser.refresh()
+
+    @torch.no_grad()
+    def export(self) -> nn.Module:
+        """The model with its weights in fp32 from the masters (training is over: it no longer follows the optimiser)."""
+        params = dict(self.model.named_parameters())
+        for slot in self.slots:
+            params[slot.name].data = slot.of(self.optimiser.master)
+        return self.model
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """One optimiser step: loss and global gradient norm before clipping, and the summed statistics."""
+
+    loss: float
+    grad_norm: float
+    applied: bool
+    """False: the loss or the gradient was not finite or `accept` said no; nothing was changed."""
+    stats: dict[str, float] = field(default_factory=dict)
+
+
+def train_step(
+    trainee: Trainee,
+    batches: Iterable[B],
+    loss: Callable[[B], Loss],
+    lr: float,
+    accept: Callable[[float, float], bool] | None = None,
+) -> StepResult:
+    """Gradient over `batches` (this rank's share of the step), all-reduce, clip, finite check, update.
+
+    `loss(batch)` must already be divided by the normaliser of the whole step (all micro batches of all ranks), so that
+    values and gradients simply add up. `accept(loss, grad_norm)`, if given, may refuse the update (spikes); it must
+    give the same answer on every rank, which it does when it depends on its arguments and on earlier ones alone.
+    """
+    trainee.begin()
+    total: dict[str, Tensor] = {}
+    value = torch.zeros((), device=trainee.grad.device)
+    for batch in batches:
+        one = loss(batch)
+        one.value.backward()
+        value += one.value.detach().float()
+        for name, number in one.stats.items():
+            total[name] = total[name] + number.detach().float() if name in total else number.detach().float()
+    trainee.finish()
+    parallel.sum_(trainee.grad)
+    names = parallel.union(total)
+    numbers = parallel.sum_(torch.stack([value, *(total.get(name, torch.zeros_like(value)) for name in names)]))
+    norm = torch.linalg.vector_norm(trainee.grad)
+    loss_value, *stats, grad_norm = torch.cat([numbers, norm[None]]).tolist()
+    finite = math.isfinite(loss_value) and math.isfinite(grad_norm)
+    applied = finite and (accept is None or accept(loss_value, grad_norm))
+    if applied:
+        limit = trainee.config.max_grad_norm
+        scale = limit / (grad_norm + 1e-6) if limit and grad_norm > limit else 1.0
+        trainee.optimiser.step(trainee.grad, lr, scale)
+    return StepResult(loss_value, grad_norm, applied, dict(zip(names, stats, strict=True)))
+
+
+def lm_loss(model: Decoder, batch: Batch, normaliser: float, z_loss: float = 0.0) -> Loss:
+    """Next-token cross-entropy of a flat batch, documents apart; see `algos.lm.cross_entropy`."""
+    hidden_ND = model(batch.ids_N, batch.pos_N, Segments(batch.lengths))
+    if model.spec.logit_scale != 1.0:
+        hidden_ND = hidden_ND * model.spec.logit_scale
+    return cross_entropy(
+        hidden_ND,
+        model.head_weight(),
+        batch.targets_N,
+        batch.weight_N,
+        normaliser,
+        z_loss=z_loss,
+        bias_V=model.head_bias,
+    )
+
+
+def fused_rows(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Rows of the parts of fused matrices (q, k, v; gate, up): Muon orthogonalises parts, not their stack."""
+    rows: dict[str, tuple[int, ...]] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, Attention):
+            rows[f"{name}.qkv.weight".lstrip(".")] = tuple(n * module.attn.head_dim for n in module.split)
+        elif isinstance(module, GLU):
+            rows[f"{name}.inp.weight".lstrip(".")] = (module.inp.out_features // 2,) * 2
+    return rows
+
+
+def _not_muon(model: nn.Module) -> list[str]:
+    """Embeddings and heads: their rows are looked up, not multiplied as a map, so AdamW."""
+    tables = [f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Embedding)]
+    heads = [name for name, _ in model.named_parameters() if {"head", "score"} & set(name.split("."))]
+    return tables + heads
