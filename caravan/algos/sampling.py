@@ -1,17 +1,17 @@
 """Choosing the next token: temperature, top-k, top-p, and an inverse-CDF draw that is cheap and reproducible.
 
-Each draw takes its own uniform number, a pure function of (seed, request, position), so what a request generates
-does not depend on who else is in the batch. `torch.multinomial` costs 10.6 ms for 16 x 32,768 on a CPU; the
-two-level inverse CDF below needs a quarter of a millisecond: sums of blocks of 256 probabilities, a search among
-the sums, a search inside one block. Three traps, each with a test:
+Each draw takes its own uniform number, a pure function of (seed, request, position), so what a request
+generates does not depend on who else is in the batch. `torch.multinomial` costs 10.6 ms for 16 x 32,768 on a
+CPU; the two-level inverse CDF below needs a quarter of a millisecond: sums of blocks of 256 probabilities, a
+search among the sums, a search inside one block. Three traps, each with a test:
 
 * the search must be right-sided (first entry > u), or u = 0 picks a forbidden first token;
 * sums are in float64 and the index is clamped to the last entry with mass, or rounding picks a forbidden one;
 * a row with no allowed token is an error, not NaN.
 
-Truncation keeps every token whose logit is at least that of the last one kept, so ties at the boundary stay in
-and the result does not depend on the order in which `topk` lists equal values. Top-k comes first, top-p works on
-what it left (the order of transformers and vLLM). Greedy rows take the lowest id among equals.
+Truncation keeps every token whose logit is at least that of the last one kept, so ties at the boundary stay
+in and the result does not depend on the order in which `topk` lists equal values. Top-k comes first, top-p
+works on what it left (the order of transformers and vLLM). Greedy rows take the lowest id among equals.
 
 Shapes: B rows, V vocabulary, K a shortlist.
 """
@@ -33,8 +33,8 @@ _MASK64 = (1 << 64) - 1
 @dataclass(frozen=True, slots=True)
 class Draw:
     """Chosen ids [B] int64; `logprob_B` float32 natural log-probability under the distribution drawn from
-    (temperature, then truncated and renormalised; for greedy rows the plain softmax); `raw_logprob_B` the same at
-    the same temperature before truncation."""
+    (temperature, then truncated and renormalised; for greedy rows the plain softmax); `raw_logprob_B` the
+    same at the same temperature before truncation."""
 
     ids_B: Tensor
     logprob_B: Tensor
@@ -48,7 +48,7 @@ def stream_key(seed: int, index: int) -> int:
 
 
 def uniform(key: int, position: int) -> float:
-    """Number `position` of a stream, in [0, 1): splitmix64 (Steele, Lea, Flood 2014) at a counter, 53 bits."""
+    """Number `position` of a stream, in [0, 1), 53 bits: splitmix64 (Steele et al. 2014) at a counter."""
     z = (key + (position + 1) * 0x9E3779B97F4A7C15) & _MASK64
     z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK64
     z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK64

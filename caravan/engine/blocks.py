@@ -1,13 +1,13 @@
-"""Blocks of the key/value cache: who owns them, which are free, and which can be found again by their content.
+"""Blocks of the key/value cache: who owns them, which are free, which can be found again by their content.
 
 A block is `block_size` consecutive positions of one sequence. Blocks are counted, never copied on write: only
-*full* blocks of *final* tokens are published under a hash, and a published block is never written again, so any
-number of sequences may share it. The hash of a block is a chain, h_i = blake2b(h_{i-1} || tokens_i), whose root
-names the weights the keys were computed with: after an update of the weights nothing old can be found, and
-nothing has to be flushed (stale caches are the most repeated bug of RLHF engines).
+*full* blocks of *final* tokens are published under a hash, and a published block is never written again, so
+any number of sequences may share it. The hash of a block is a chain, h_i = blake2b(h_{i-1} || tokens_i),
+whose root names the weights the keys were computed with: after an update of the weights nothing old can be
+found, and nothing has to be flushed (stale caches are the most repeated bug of RLHF engines).
 
-Freed blocks keep their hash and go to the tail of the free list; the head is what is evicted next. The list is
-doubly linked so that a hit takes a block out of its middle in O(1). (The design of vLLM's v1 block pool,
+Freed blocks keep their hash and go to the tail of the free list; the head is what is evicted next. The list
+is doubly linked so that a hit takes a block out of its middle in O(1). (The design of vLLM's v1 block pool,
 arXiv 2309.06180; no block is merged with a twin, so tables only ever grow.)
 
 No tensors here: this file and scheduler.py are plain Python and are tested property by property.

@@ -1,15 +1,16 @@
 """Generation for rollouts, evaluation, chat and the server alike: continuous batching over one cache.
 
-    engine = Engine(model, stop_ids=tokenizer.stop_ids, vocab_size=tokenizer.vocab_size, decode=tokenizer.decode)
-    engine.generate(prompts, Sampling(temperature=0.8, max_tokens=64), n=4)      # everything at once
-    id = engine.submit(prompt, sampling); events = engine.step(); engine.abort(id)   # a server's loop
+    engine = Engine(model, stop_ids=tok.stop_ids, vocab_size=tok.vocab_size, decode=tok.decode)
+    engine.generate(prompts, Sampling(temperature=0.8, max_tokens=64), n=4)         # everything at once
+    id = engine.submit(prompt, sampling); events = engine.step(); engine.abort(id)  # a server's loop
 
-A step: plan (scheduler) -> forward (runner) -> draw (algos.sampling) -> stop checks -> publish blocks -> events.
-What a request draws is a function of (seed, its index, position in the answer): its neighbours, the budget and the
-order of arrival do not matter, up to rounding of the products (README of the engine: docs/engine.md).
+A step: plan (scheduler) -> forward (runner) -> draw (algos.sampling) -> stop checks -> publish blocks ->
+events. What a request draws is a function of (seed, its index, position in the answer): its neighbours, the
+budget and the order of arrival do not matter, up to rounding of the products
+(docs/engine.md).
 
-The weights are those of the module passed in, read at every step. After changing them call `update_weights`: it
-gives the prefix cache a new root, for keys and values of the old weights must never be found again.
+The weights are those of the module passed in, read at every step. After changing them call `update_weights`:
+it gives the prefix cache a new root, for keys and values of the old weights must never be found again.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ class _Active:
 
 
 class Engine:
-    """One model, many requests. Methods may be called from any thread; each holds the engine for its duration."""
+    """One model, many requests. Any thread may call; each call holds the engine for its duration."""
 
     def __init__(
         self,
@@ -133,7 +134,7 @@ class Engine:
         if sampling.stop and self.decode is None:
             raise UserError("stop texts need a tokenizer", "pass decode= to the engine or use stop_ids")
         limit = self.model.spec.vocab if self.vocab_size is None else self.vocab_size
-        if prompt_ids and not (0 <= min(prompt_ids) and max(prompt_ids) < limit):
+        if prompt_ids and (min(prompt_ids) < 0 or max(prompt_ids) >= limit):
             raise UserError(
                 f"the prompt holds token ids outside 0..{limit - 1}", "check that the tokenizer fits"
             )
@@ -189,12 +190,7 @@ class Engine:
             plan = self.scheduler.plan()
             if not plan.rows:
                 return []
-            training = self.model.training
-            self.model.eval()
-            try:
-                logits_BV = self.runner.run(plan)
-            finally:
-                self.model.train(training)
+            logits_BV = self.runner.run(plan)
             rows = [self._active[row.request.id] for row in plan.rows if row.sample]
             ids, logprobs, raw = self._draw(logits_BV, rows)
             self.lanes.store(self.scheduler.apply(plan, ids))
@@ -223,7 +219,7 @@ class Engine:
 
     def _event(self, active: _Active, id: int, logprob: float, raw: float) -> Event:
         """Book a drawn token, see whether it ends the answer, and say what is new."""
-        request, sampling = active.request, active.sampling
+        request = active.request
         active.logprobs.append(logprob)
         reason: FinishReason | None = None
         text = ""

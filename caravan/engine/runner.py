@@ -1,16 +1,17 @@
 """Runs one plan through the decoder: where keys and values lie, and what each token attends to.
 
-Keys and values of running sequences lie in *lanes*, one contiguous row of positions per sequence, so that decoding
-is one batched attention call over a view and nothing is gathered (on a CPU the gather of a paged cache costs more
-than the attention). Published blocks are copied once into the *pool*, from which any later sequence with the same
-prefix copies them into its own lane. Lanes are kept dense: a sequence that ends gives its place to the last one.
+Keys and values of running sequences lie in *lanes*, one contiguous row of positions per sequence, so that
+decoding is one batched attention call over a view and nothing is gathered (on a CPU the gather of a paged
+cache costs more than the attention). Published blocks are copied once into the *pool*, from which any later
+sequence with the same prefix copies them into its own lane. Lanes are kept dense: a sequence that ends gives
+its place to the last one.
 
-On a CPU lanes are float32 whatever the model's type: one-token attention over a bfloat16 cache measured 2 to 5
-times slower (torch 2.13, AVX512 with bf16 units). Values of a bfloat16 model are kept exactly.
+On a CPU lanes are float32 whatever the model's type: one-token attention over a bfloat16 cache measured 2 to
+5 times slower (torch 2.13, AVX512 with bf16 units). Values of a bfloat16 model are kept exactly.
 
-Shapes: N flat tokens of a step, M single-token rows, P rows of a padded group, T its width, S positions attended to,
-H query heads, K key/value heads, G = H / K, E head width, C capacity of a lane, L lanes, X blocks, Z block size.
-"""
+Shapes: N flat tokens of a step, M single-token rows, P rows of a padded group, T its width, S positions
+attended to, H query heads, K key/value heads, G = H / K, E head width, C capacity of a lane, L lanes, X
+blocks, Z block size."""
 
 from __future__ import annotations
 

@@ -1,14 +1,15 @@
 """Who computes what in the next step: continuous batching with one token budget.
 
 There are no prefill and decode phases. Every request has *known* tokens (prompt and what was sampled) and
-*computed* ones (their keys and values are in the cache); a step lets the second number catch up with the first,
-request by request, under one budget. Chunked prefill, prefix hits and recomputation after preemption are all the
-same thing. (The idea of vLLM's v1 scheduler; ours serves the requests that lack one token first, so prompts never
-starve sequences that are being generated, and ends chunks on block boundaries.)
+*computed* ones (their keys and values are in the cache); a step lets the second number catch up with the
+first, request by request, under one budget. Chunked prefill, prefix hits and recomputation after preemption
+are all the same thing. (The idea of vLLM's v1 scheduler; ours serves the requests that lack one token first,
+so prompts never starve sequences that are being generated, and ends chunks on block boundaries.)
 
 A request whose next block is being computed by another one waits for it: n samples of one prompt cost one
-prefill. A request that could never fit is refused when it is added, hence the oldest running one can always go
-on. When blocks run out the youngest is preempted: its blocks are freed and its tokens computed again later.
+prefill. A request that could never fit is refused when it is added, hence the oldest running one can always
+go on. When blocks run out the youngest is preempted: its blocks are freed and its tokens computed again
+later.
 
 Plain Python, no tensors.
 """
@@ -139,7 +140,7 @@ class Scheduler:
         return request
 
     def finish(self, request: Request) -> None:
-        """Forget a running or waiting request and free its blocks at once (also abort, time-out, disconnect)."""
+        """Forget a running or waiting request and free its blocks at once (also on abort and disconnect)."""
         if request in self.running:
             self.running.remove(request)
             self._release(request)

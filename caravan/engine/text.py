@@ -1,4 +1,5 @@
-"""Token ids in, text out, as they come: half characters and possible beginnings of stop texts are held back."""
+"""Token ids in, text out, as they come: half characters and possible beginnings of stop texts are held
+back."""
 
 from __future__ import annotations
 
@@ -8,10 +9,9 @@ from collections.abc import Callable, Sequence
 class TextStream:
     """The text of one growing answer.
 
-    `decode` maps ids to text. It is called on a short window only: what is new is the decoded window minus the
-    decoded part of it that was already given, so tokenizers that treat the first token specially stay right. A
-    window that ends in U+FFFD may be half a character and waits for more.
-    """
+    `decode` maps ids to text. It is called on a short window only: what is new is the decoded window minus
+    the decoded part of it that was already given, so tokenizers that treat the first token specially stay
+    right. A window that ends in U+FFFD may be half a character and waits for more."""
 
     def __init__(self, decode: Callable[[list[int]], str], stop: Sequence[str] = ()) -> None:
         self._decode = decode
