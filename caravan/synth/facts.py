@@ -104,8 +104,11 @@ def _described() -> Iterator[tuple[str, str, object]]:
         for name in public_names(module):
             found = getattr(module, name, None)
             home = getattr(found, "__module__", "") or ""
-            own_class = inspect.isclass(found) and home.split(".")[0] in ("builtins", module_name)
-            if inspect.isroutine(found) or (own_class and not issubclass(found, BaseException)):
+            if inspect.isroutine(found) or (
+                isinstance(found, type)
+                and home.split(".")[0] in ("builtins", module_name)
+                and not issubclass(found, BaseException)
+            ):
                 yield module_name, f"{module_name}.{name}", found
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from caravan.synth import arithmetic, persona, preferences, pydocs, qa
+from caravan.synth.arithmetic import Style
 from caravan.synth.facts import Fact, facts
 from caravan.types import Conversation, Ranking
 
@@ -56,7 +57,7 @@ class Sizes:
     """Held-out sums."""
     zh_share: float = 0.3
     """Part of questions asked in Chinese."""
-    style: arithmetic.Style = "steps"
+    style: Style = "steps"
     """Answers to sums: worked by columns, or the number alone."""
 
 
@@ -134,13 +135,13 @@ def eval_facts(taught: tuple[Fact, ...], count: int, *, zh_share: float, seed: i
             question, _ = qa.ask(fact, "heldout", lang, rng)
             rows.append(
                 {"id": f"fact/{len(rows)}/{fact.name}", "question": question, "answer": fact.summary,
-                 "reference": qa.answer(fact, lang), "kind": "fact", "lang": lang}
+                 "reference": qa.answer(fact, lang), "kind": "fact", "match": "contains", "lang": lang}
             )  # fmt: skip
     return rows
 
 
 def eval_arithmetic(
-    count: int, *, style: arithmetic.Style, zh_share: float, seed: int
+    count: int, *, style: Style, zh_share: float, seed: int
 ) -> list[dict[str, Any]]:
     """`count` different held-out sums, two digits by two at most."""
     rng = random.Random(f"{seed}:eval:arithmetic")
