@@ -1,8 +1,8 @@
 """Configs are frozen dataclasses; this file turns one into plain data, into flags, and back.
 
-A field's type is its parser, its default its default, and the string under it its help. Nested dataclasses give
-dotted flags (`--optim.lr 3e-4`). Unknown names are errors that name the nearest field. tyro reads the flags and is
-imported only then.
+A field's type is its parser, its default its default, and the string under it its help. Nested dataclasses
+give dotted flags (`--optim.lr 3e-4`). Unknown names are errors that name the nearest field. tyro reads the
+flags and is imported only then.
 """
 
 from __future__ import annotations
@@ -41,7 +41,9 @@ def from_dict(cls: type[T], raw: Mapping[str, Any], where: str = "") -> T:
     settable = [f.name for f in dc.fields(cls) if f.init]  # type: ignore[arg-type]
     for name in raw:
         if name not in settable:
-            raise UserError(f"{cls.__module__} has no setting `{where}{name}`", nearest(name, settable, where))
+            raise UserError(
+                f"{cls.__module__} has no setting `{where}{name}`", nearest(name, settable, where)
+            )
     values = {name: _value(hints[name], value, f"{where}{name}") for name, value in raw.items()}
     absent = [f.name for f in _required(cls) if f.name not in values]
     if absent:
@@ -52,8 +54,8 @@ def from_dict(cls: type[T], raw: Mapping[str, Any], where: str = "") -> T:
 def non_default(cfg: Any, default: Any = dc.MISSING) -> dict[str, Any]:
     """The settings that differ from their defaults, as plain data: what the key of a question hashes.
 
-    A field added later at its default therefore leaves old keys alone. Numbers are brought to their field's type
-    first, so that `lr=1` and `lr=1.0` are one question.
+    A field added later at its default therefore leaves old keys alone. Numbers are brought to their field's
+    type first, so that `lr=1` and `lr=1.0` are one question.
     """
     if default is dc.MISSING:
         cfg = from_dict(type(cfg), to_dict(cfg))
@@ -70,7 +72,7 @@ def non_default(cfg: Any, default: Any = dc.MISSING) -> dict[str, Any]:
 
 
 def field_docs(cls: Any) -> dict[str, str]:
-    """The string under each field, on one line; nested dataclasses as `outer.inner`. Undocumented fields are absent."""
+    """The string under each field, on one line; nested ones as `outer.inner`. Undocumented fields are absent."""
     docs: dict[str, str] = {}
     for base in reversed(cls.__mro__[:-1]):
         if dc.is_dataclass(base):
@@ -108,9 +110,16 @@ def flags_of(cls: Any, prefix: str = "") -> dict[str, Any]:
     return out
 
 
-def from_flags(cls: type[T], argv: Sequence[str], prog: str = "caravan") -> T:
-    """Read `--field value` words into `cls`. Whole numbers may be written 1e6; `-` and `_` are the same."""
-    words = list(_tidy(cls, argv, prog))
+def from_flags(cls: type[T], argv: Sequence[str], prog: str = "caravan", also: Sequence[str] = ()) -> T:
+    """Read `--field value` words into `cls`. Whole numbers may be written 1e6; `-` and `_` are the same.
+
+    Raises UserError naming the nearest flag, of the config or of those in `also`, for an unknown one.
+    """
+    words = list(_tidy(cls, argv, prog, also))
+    absent = [f.name for f in _required(cls) if f"--{f.name}" not in words]
+    if absent:
+        flag = absent[0].replace("_", "-")
+        raise UserError(f"{prog} needs --{flag}", field_docs(cls).get(absent[0], f"see `{prog} --help`"))
     import tyro
 
     said = io.StringIO()
@@ -123,13 +132,17 @@ def from_flags(cls: type[T], argv: Sequence[str], prog: str = "caravan") -> T:
 
 def nearest(name: str, among: Sequence[str], prefix: str = "") -> str:
     """A hint for a name that does not exist."""
-    near = difflib.get_close_matches(name, among, n=1, cutoff=0.5) or [a for a in among if a.endswith("." + name)]
+    near = [a for a in among if a.endswith("." + name)] or difflib.get_close_matches(name, among, 1, 0.5)
     if near:
         return f"did you mean `{prefix}{near[0]}`?"
-    return "there are: " + ", ".join(f"{prefix}{a}" for a in among) if among else "there are none"
+    if not among:
+        return "there are none"
+    return (
+        "there are: " + ", ".join(f"{prefix}{a}" for a in among) if len(among) <= 12 else "no name is near it"
+    )
 
 
-def _tidy(cls: Any, argv: Sequence[str], prog: str) -> Iterator[str]:
+def _tidy(cls: Any, argv: Sequence[str], prog: str, also: Sequence[str]) -> Iterator[str]:
     """Check flag names and write numbers, truths and none the way tyro reads them."""
     known = flags_of(cls)
     flag, fresh = "", False
@@ -142,14 +155,17 @@ def _tidy(cls: Any, argv: Sequence[str], prog: str) -> Iterator[str]:
             if flag not in known and flag.startswith("no_") and _may_be(known.get(flag[3:]), bool):
                 flag, equals, value = flag[3:], "=", "False"
             if flag not in known:
-                raise UserError(f"unknown flag `{head}`", nearest(flag, list(known), "--"))
+                hint = nearest(flag, [*known, *also], "--").replace("_", "-")
+                raise UserError(f"unknown flag `{head}`", f"{hint} (`{prog} --help` explains every flag)")
             yield f"--{flag}"
             fresh = not equals
             if equals:
                 yield _write(known[flag], value)
             continue
         if not flag:
-            raise UserError(f"`{word}` stands alone", f"settings are given as `--name value`; see `{prog} --help`")
+            raise UserError(
+                f"`{word}` stands alone", f"settings are given as `--name value`; see `{prog} --help`"
+            )
         fresh = False
         yield _write(known[flag], word)
     if fresh and _may_be(known[flag], bool):
@@ -161,7 +177,12 @@ def _write(hint: Any, word: str) -> str:
         return "None"
     if _may_be(hint, bool) and word.lower() in ("true", "false", "yes", "no", "on", "off"):
         return str(word.lower() in ("true", "yes", "on"))
-    if _may_be(hint, int) and not _may_be(hint, float) and _WHOLE.fullmatch(word) and float(word).is_integer():
+    if (
+        _may_be(hint, int)
+        and not _may_be(hint, float)
+        and _WHOLE.fullmatch(word)
+        and float(word).is_integer()
+    ):
         return word.replace("_", "") if "." not in word and "e" not in word.lower() else str(int(float(word)))
     return word
 
@@ -170,14 +191,17 @@ def _may_be(hint: Any, kind: type) -> bool:
     """Whether a value of this type hint can be a `kind`, looking into unions and sequences."""
     if hint is kind:
         return True
-    return typing.get_origin(hint) is not typing.Literal and any(_may_be(a, kind) for a in typing.get_args(hint))
+    return typing.get_origin(hint) is not typing.Literal and any(
+        _may_be(a, kind) for a in typing.get_args(hint)
+    )
 
 
 def _tyro_says(text: str) -> str:
-    """tyro's complaint without its box and its usage line."""
-    lines = [re.sub(r"[─-╿]", " ", line).strip() for line in text.splitlines()]
-    words = " ".join(x for x in lines if x and not x.startswith(("usage:", "Parsing error", "For full helptext")))
-    return " ".join(words.split()) or "the flags cannot be read"
+    """tyro's complaint itself: the first paragraph in its box, without frame, title and help text."""
+    lines = [re.sub(r"[\u2500-\u257f]", " ", line).strip(" |") for line in text.splitlines()]
+    blocks = re.split(r"\n[-+\s]*-{5,}[-+]*\n|\n\s*\n", "\n".join(lines))
+    said = [" ".join(b.split()) for b in blocks if b.strip(" -+\n")]
+    return " ".join(said[1:2] or said) or "the flags cannot be read"
 
 
 def _plain(value: Any) -> Any:
@@ -202,7 +226,9 @@ def _default(f: dc.Field[Any]) -> Any:
 
 
 def _required(cls: Any) -> list[dc.Field[Any]]:
-    return [f for f in dc.fields(cls) if f.init and f.default is dc.MISSING and f.default_factory is dc.MISSING]
+    return [
+        f for f in dc.fields(cls) if f.init and f.default is dc.MISSING and f.default_factory is dc.MISSING
+    ]
 
 
 def _nested(hint: Any) -> Any:

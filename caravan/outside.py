@@ -23,26 +23,32 @@ _CONVERT = (
 )
 
 
-def files(source: Path, kind: str, trust_manifest: bool = True) -> tuple[dict[str, Path], dict[str, Any] | None]:
+def files(
+    source: Path, kind: str, trust_manifest: bool = True
+) -> tuple[dict[str, Path], dict[str, Any] | None]:
     """Name in the store -> file, and the manifest if the folder is an artefact written by `--output`.
 
     Raises UserError if the path is absent, empty or not what `kind` needs.
     """
     if not source.exists():
-        raise UserError(f"there is no file or folder {source}", "check the path; it is taken from the current folder")
-    manifest = _manifest(source) if trust_manifest else None
-    if manifest is not None and manifest["kind"] == kind:
-        whole = {name: source / name for name in manifest["files"]}
+        raise UserError(
+            f"there is no file or folder {source}", "check the path; it is taken from the current folder"
+        )
+    exported = manifest(source) if trust_manifest else None
+    if exported is not None and exported["kind"] == kind:
+        whole = {name: source / name for name in exported["files"]}
         if all(p.is_file() for p in whole.values()):
-            return whole, manifest
+            return whole, exported
     if kind in MODEL_KINDS:
         return _model(source, kind), None
     if source.is_file():
         return {source.name: source}, None
     found = {p.relative_to(source).as_posix(): p for p in _visible(source)}
     for name in ("manifest.json", "timing.jsonl"):
-        if name in found and (name == "timing.jsonl" or _manifest(source) is None):
-            raise UserError(f"{source} has a file `{name}`, a name the store needs", "move it into a folder below")
+        if name in found and (name == "timing.jsonl" or manifest(source) is None):
+            raise UserError(
+                f"{source} has a file `{name}`, a name the store needs", "move it into a folder below"
+            )
         found.pop(name, None)
     if not found:
         raise UserError(f"{source} holds no files", "give a file, or a folder with files in it")
@@ -69,18 +75,24 @@ def _model(source: Path, kind: str) -> dict[str, Path]:
     if kind == "tokenizer":
         found = {n: p for n, p in found.items() if p.suffix != ".safetensors"}
         if "tokenizer.json" not in found:
-            raise UserError(f"{source} holds no tokenizer.json", "a tokenizer folder needs one (tokenizers format)")
+            raise UserError(
+                f"{source} holds no tokenizer.json", "a tokenizer folder needs one (tokenizers format)"
+            )
         return found
     if not any(p.suffix == ".safetensors" for p in found.values()):
         if any(p.suffix in _PICKLES for p in there.values()):
-            raise UserError(f"{source} holds its weights as pickles only, which can run code when opened", _CONVERT)
-        raise UserError(f"{source} holds no *.safetensors weights", "give the folder of a Hugging Face checkpoint")
+            raise UserError(
+                f"{source} holds its weights as pickles only, which can run code when opened", _CONVERT
+            )
+        raise UserError(
+            f"{source} holds no *.safetensors weights", "give the folder of a Hugging Face checkpoint"
+        )
     if "config.json" not in found:
         raise UserError(f"{source} holds no config.json", "give the folder of a Hugging Face checkpoint")
     return found
 
 
-def _manifest(source: Path) -> dict[str, Any] | None:
+def manifest(source: Path) -> dict[str, Any] | None:
     """The manifest of an exported artefact; None for anything else called manifest.json."""
     try:
         found = json.loads((source / "manifest.json").read_text())

@@ -10,8 +10,12 @@ import sys
 import time
 from collections import deque
 from collections.abc import Mapping
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, TextIO
+
+from caravan import stage
+from caravan.store import Artefact, Store
 
 REDRAW_SECONDS = 0.1
 PLAIN_SECONDS = 10.0
@@ -124,6 +128,25 @@ class Progress:
             self._screen = None
 
 
+def execute(
+    store: Store, name: str, cfg: Any, inputs: Mapping[str, Artefact | None], rt: stage.Runtime | None = None
+) -> Artefact:
+    """`stage.execute` with its progress shown. An interruption says where the run's checkpoints are."""
+    question = stage.ask(name, cfg, inputs)
+    with Progress(name) as shown:
+        if hit := stage.find(store, question):
+            shown.done(hit.ref, hit.facts, stored=True)
+            return hit
+        try:
+            art = stage.execute(store, name, cfg, inputs, replace(rt or stage.Runtime(), report=shown.report))
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(
+                f"{name} keeps its checkpoints in {store.run_folder(name, question.key)};"
+            ) from None
+        shown.done(art.ref, art.facts)
+        return art
+
+
 def _is_terminal(stream: TextIO) -> bool:
     return stream.isatty() and os.environ.get("TERM") != "dumb"
 
@@ -158,7 +181,11 @@ def _amount(value: float) -> str:
     """1234 -> 1,234; 1234567 -> 1.23M."""
     for limit, letter in ((1e9, "G"), (1e6, "M")):
         if abs(value) >= limit:
-            return f"{value / limit:.3g}{letter}" if abs(value) < 1000 * limit else f"{value / limit:,.0f}{letter}"
+            return (
+                f"{value / limit:.3g}{letter}"
+                if abs(value) < 1000 * limit
+                else f"{value / limit:,.0f}{letter}"
+            )
     return f"{value:,.0f}" if abs(value) >= 10 or value == int(value) else f"{value:.2f}"
 
 

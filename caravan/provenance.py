@@ -16,7 +16,17 @@ from typing import Any
 
 import caravan
 
-LIBRARIES = ("torch", "numpy", "safetensors", "tokenizers", "jinja2", "pyarrow", "tyro", "zstandard", "orjson")
+LIBRARIES = (
+    "torch",
+    "numpy",
+    "safetensors",
+    "tokenizers",
+    "jinja2",
+    "pyarrow",
+    "tyro",
+    "zstandard",
+    "orjson",
+)
 
 
 @functools.cache

@@ -28,7 +28,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from caravan import config, provenance
-from caravan.store import Artefact, Store, digest, plain_errors, write_durably
+from caravan.disk import plain_errors, write_durably
+from caravan.store import Artefact, Store, digest
 from caravan.types import UserError
 
 PACKAGE = Path(__file__).parent
@@ -99,7 +100,9 @@ def source(folder: str, name: str) -> Path:
             spec = importlib.util.find_spec(name)
             if spec is not None and spec.origin:
                 return Path(spec.origin)
-        raise UserError(f"there is no module `{name}`", "a dotted name must be importable from the current folder")
+        raise UserError(
+            f"there is no module `{name}`", "a dotted name must be importable from the current folder"
+        )
     if name not in names(folder):
         raise UserError(f"there is no `{name}` in {folder}", config.nearest(name, names(folder)))
     return PACKAGE / folder / f"{name}.py"
@@ -148,7 +151,9 @@ def ask(name: str, cfg: Any, inputs: Mapping[str, Artefact | None]) -> Question:
         "version": module.VERSION,
         "config": config.non_default(cfg),
         # Version 1 is where every module starts; left out, a new USES field changes no old key.
-        "uses": {f: raised for f, found in uses.items() if (raised := {n: v for n, v in found.items() if v != 1})},
+        "uses": {
+            f: raised for f, found in uses.items() if (raised := {n: v for n, v in found.items() if v != 1})
+        },
         "inputs": {role: f"{art.kind}/{art.id}" for role, art in sorted(given.items())},
     }
     return Question(name=name, stage=module, cfg=cfg, inputs=given, asked=asked, uses=uses)
@@ -172,7 +177,9 @@ def execute(
         return hit
     if _rank() > 0:
         return _follow(store, question, rt)
-    with store.work(name, question.key, waiting=lambda: rt.report(0, 0, "waiting for another process")) as work:
+    with store.work(
+        name, question.key, waiting=lambda: rt.report(0, 0, "waiting for another process")
+    ) as work:
         if hit := store.find(question.key):  # another process answered while we waited for the lock
             return hit
         (work / "asked.json").write_text(json.dumps(dict(question.asked), indent=1))
@@ -232,10 +239,14 @@ def _check_inputs(name: str, roles: Mapping[str, str], given: Mapping[str, Artef
     for role, spec in roles.items():
         if role not in given:
             if not optional(spec):
-                raise UserError(f"{name} needs `{role}`: an artefact of kind {' or '.join(kinds(spec))}", how(spec))
+                raise UserError(
+                    f"{name} needs `{role}`: an artefact of kind {' or '.join(kinds(spec))}", how(spec)
+                )
         elif given[role].kind not in kinds(spec):
             wanted = " or ".join(kinds(spec))
-            raise UserError(f"{name} needs a {wanted} as `{role}`, and {given[role].ref} is not one", how(spec))
+            raise UserError(
+                f"{name} needs a {wanted} as `{role}`, and {given[role].ref} is not one", how(spec)
+            )
 
 
 def how(spec: str) -> str:

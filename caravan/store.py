@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -32,23 +31,13 @@ from pathlib import Path
 from typing import Any
 
 from caravan import outside
+from caravan.disk import file_digest, locked, plain_errors, remove, seal, sync, write_durably
 from caravan.types import UserError
 
 SCHEMA = 1
 UNHASHED = ("manifest.json", "timing.jsonl")  # wall-clock lives here; it must not move the id
 _REF = re.compile(r"[a-z0-9][a-z0-9_.-]*(/[a-z0-9][a-z0-9_.-]*)?")
 _HEX = re.compile(r"[0-9a-f]{4,64}")
-_held: set[int] = set()
-
-
-def _release_in_child() -> None:
-    """A forked worker must not keep its parent's lock: an orphan would block the next run for ever."""
-    while _held:
-        with contextlib.suppress(OSError):
-            os.close(_held.pop())
-
-
-os.register_at_fork(after_in_child=_release_in_child)
 
 
 @dataclass(frozen=True)
@@ -103,44 +92,6 @@ def digest(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def file_digest(path: Path) -> str:
-    with path.open("rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
-
-
-def write_durably(path: Path, text: str) -> None:
-    """Replace a small file in one step and force it to the disk."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}.{time.monotonic_ns()}")
-    try:
-        with draft.open("w") as f:
-            f.write(text)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
-    _sync(path.parent)
-
-
-@contextlib.contextmanager
-def plain_errors(doing: str) -> Iterator[None]:
-    """Turn a full disk and missing rights into a UserError; every other error passes as it is."""
-    try:
-        yield
-    except Exception as err:
-        code = getattr(err, "errno", None) if isinstance(err, OSError) else None
-        where = f" ({err.filename})" if isinstance(err, OSError) and err.filename else ""
-        if code in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(err):
-            raise UserError(
-                f"the disk is full while {doing}{where}",
-                "free some space (`caravan gc` removes unpublished runs) and run the same command: it resumes",
-            ) from err
-        if code in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise UserError(f"no permission while {doing}{where}", "check the owner and mode of that path") from err
-        raise
-
-
 class Store:
     """A folder of artefacts. The default is $CARAVAN_STORE, else `.caravan` in the current folder."""
 
@@ -172,7 +123,8 @@ class Store:
         """`ref` is `kind/idprefix`, an id prefix of four or more digits, or a name. Anything else is a UserError."""
         if not _REF.fullmatch(ref) or ".." in ref:
             raise UserError(
-                f"`{ref}` is no reference", "write kind/id, the start of an id, or a name; `caravan ls` shows them"
+                f"`{ref}` is no reference",
+                "write kind/id, the start of an id, or a name; `caravan ls` shows them",
             )
         named = self.names().get(ref) if "/" not in ref else None
         kind, _, prefix = (named or ref).rpartition("/")
@@ -188,7 +140,9 @@ class Store:
             raise UserError(f"`{ref}` could be any of {len(hits)} artefacts", f"write more of the id: {some}")
         art = self._read(hits[0])
         if art is None:
-            raise UserError(f"the manifest of `{ref}` cannot be read: {hits[0]}/manifest.json", "remove that folder")
+            raise UserError(
+                f"the manifest of `{ref}` cannot be read: {hits[0]}/manifest.json", "remove that folder"
+            )
         return art
 
     def has(self, ref: str) -> bool:
@@ -220,10 +174,7 @@ class Store:
 
     def name(self, name: str, art: Artefact) -> None:
         """Let `name` mean this artefact from now on. Earlier meanings stay on record."""
-        if not _REF.fullmatch(name) or "/" in name or _HEX.fullmatch(name) or ".." in name:
-            raise UserError(
-                f"`{name}` cannot be a name", "use a-z 0-9 _ . - , starting with a letter, not hex digits alone"
-            )
+        self.check_name(name)
         path = self.root / "names" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a") as f:
@@ -231,10 +182,18 @@ class Store:
             f.flush()
             os.fsync(f.fileno())
 
+    def check_name(self, name: str) -> None:
+        """Raise UserError for what could not be a name."""
+        if not _REF.fullmatch(name) or "/" in name or _HEX.fullmatch(name) or ".." in name:
+            hint = "use a-z 0-9 _ . - , starting with a letter or digit, not hex digits alone"
+            raise UserError(f"`{name}` cannot be a name", hint)
+
     def names(self) -> dict[str, str]:
         """Name -> `kind/id`."""
         folder = self.root / "names"
-        lines = {p.name: p.read_text().split("\n") for p in sorted(folder.iterdir())} if folder.is_dir() else {}
+        lines = (
+            {p.name: p.read_text().split("\n") for p in sorted(folder.iterdir())} if folder.is_dir() else {}
+        )
         # A line without its newline is a write cut short; the one before it holds.
         return {n: whole[-1].split()[1] for n, ls in lines.items() if (whole := [x for x in ls[:-1] if x])}
 
@@ -248,9 +207,11 @@ class Store:
         `waiting` is called once if another process holds the lock.
         """
         path = self.run_folder(stage, key)
-        with self._locked(path.name, waiting):
+        with plain_errors(f"opening the store {self.root}"):
+            self._found()
+        with locked(self.root / "locks" / path.name, path, waiting):
             with plain_errors("preparing the run"):
-                _remove(path / "out")
+                remove(path / "out")
                 (path / "out").mkdir(parents=True)
             yield path
 
@@ -258,7 +219,13 @@ class Store:
         return self.root / "runs" / f"{re.sub(r'[^a-z0-9_.-]', '_', stage.lower())}-{key[:16]}"
 
     def publish(
-        self, work: Path, *, kind: str, asked: Mapping[str, Any], record: Mapping[str, Any], key: str | None = None
+        self,
+        work: Path,
+        *,
+        kind: str,
+        asked: Mapping[str, Any],
+        record: Mapping[str, Any],
+        key: str | None = None,
     ) -> Artefact:
         """Move `work/out` into the store in one rename, point the key of `asked` at it, remove `work`.
 
@@ -276,14 +243,14 @@ class Store:
             manifest |= {"published": _now(), "files": files}
             write_durably(out / "manifest.json", json.dumps(manifest, indent=1, sort_keys=True) + "\n")
             target = self.root / "artefacts" / kind / ident
-            _seal(out)
+            seal(out)
             self._place(out, target)
             art = self._read(target)
             assert art is not None
             entry = {"artefact": f"{kind}/{ident}", "config": record.get("config", {})}
             entry["manifest_sha256"] = file_digest(target / "manifest.json")
             write_durably(self.root / "keys" / key, json.dumps(entry, indent=1, sort_keys=True) + "\n")
-            _remove(work)
+            remove(work)
         return art
 
     def add(self, source: Path | str, kind: str = "raw") -> Artefact:
@@ -300,7 +267,9 @@ class Store:
                 n: f["sha256"] for n, f in found.items()
             }:
                 files, imported = outside.files(source, kind, trust_manifest=False)  # edited since: new data
-                found = {name: {"size": p.stat().st_size, "sha256": file_digest(p)} for name, p in files.items()}
+                found = {
+                    name: {"size": p.stat().st_size, "sha256": file_digest(p)} for name, p in files.items()
+                }
         ident = _ident(kind, found)
         here = self._read(self.root / "artefacts" / kind / ident)
         if here is not None and _sizes_hold(here):
@@ -357,7 +326,7 @@ class Store:
         for run in sorted(self.root.glob("runs/*")):
             newest = max((p.lstat().st_mtime for p in [run, *run.rglob("*")]), default=0.0)
             if time.time() - newest >= older_than_days * 86400:
-                with self._locked(run.name, None, block=False) as mine:
+                with locked(self.root / "locks" / run.name, run, block=False) as mine:
                     if mine:
                         gone.append(_drop(run, "unpublished run", dry_run))
         keep = self._needed() if unnamed else None
@@ -383,7 +352,13 @@ class Store:
     def _matching(self, kind: str, prefix: str) -> list[Path]:
         base = self.root / "artefacts"
         kinds = (sorted(base.iterdir()) if kind == "*" else [base / kind]) if base.is_dir() else []
-        return [p for k in kinds if k.is_dir() for p in sorted(k.iterdir()) if p.name.startswith(prefix) and _is_id(p)]
+        return [
+            p
+            for k in kinds
+            if k.is_dir()
+            for p in sorted(k.iterdir())
+            if p.name.startswith(prefix) and _is_id(p)
+        ]
 
     def _read(self, path: Path) -> Artefact | None:
         try:
@@ -398,55 +373,16 @@ class Store:
         while True:
             try:
                 os.rename(out, target)
-                return _sync(target.parent)
+                return sync(target.parent)
             except OSError as err:
                 if err.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                     raise
             here = self._read(target)
             if here is not None and not self.verify(here):
-                return _remove(out)
+                return remove(out)
             aside = self.root / "runs" / f"damaged-{target.name[:16]}-{time.time_ns()}"
             aside.parent.mkdir(parents=True, exist_ok=True)
             os.rename(target, aside)
-
-    @contextlib.contextmanager
-    def _locked(self, name: str, waiting: Callable[[], None] | None, block: bool = True) -> Iterator[bool]:
-        path = self.root / "locks" / name
-        fd = self._take(path, waiting, block)
-        if fd is None:
-            yield False
-            return
-        _held.add(fd)
-        try:
-            yield True
-        finally:
-            if fd in _held:  # not in a forked child
-                if not (self.root / "runs" / name).exists():
-                    path.unlink(missing_ok=True)
-                _held.discard(fd)
-                os.close(fd)
-
-    def _take(self, path: Path, waiting: Callable[[], None] | None, block: bool) -> int | None:
-        """An open, locked file that is still the one at `path` (the last holder may have removed it)."""
-        with plain_errors(f"opening the store {self.root}"):
-            self._found()
-            while True:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-                try:
-                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    if not block:
-                        os.close(fd)
-                        return None
-                    if waiting:
-                        waiting()
-                        waiting = None
-                    fcntl.flock(fd, fcntl.LOCK_EX)
-                with contextlib.suppress(FileNotFoundError):
-                    if os.stat(path).st_ino == os.fstat(fd).st_ino:
-                        return fd
-                os.close(fd)
 
     def _found(self) -> None:
         """Lay the store's folder down, out of reach of git."""
@@ -478,33 +414,6 @@ def _sizes_hold(art: Artefact) -> bool:
         return False
 
 
-def _seal(out: Path) -> None:
-    """Force every file to the disk and make it read-only. Folders stay writable: `rm -r` must keep working."""
-    files = [p for p in out.rglob("*") if p.is_file()]
-    for path in files:
-        if len(files) <= 256:
-            _sync(path)
-        path.chmod(0o444)
-    if len(files) > 256:  # thousands of single waits take minutes on a slow disk
-        os.sync()
-    _sync(out)
-
-
-def _sync(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
 def _drop(path: Path, why: str, dry_run: bool) -> Removed:
     files = [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]
     removed = Removed(path, why, sum(p.stat().st_size for p in files))
@@ -512,7 +421,7 @@ def _drop(path: Path, why: str, dry_run: bool) -> Removed:
         # Out of sight first: a reader must never meet half an artefact.
         aside = path.with_name(f".{path.name}.gone")
         os.rename(path, aside)
-        _remove(aside)
+        remove(aside)
     return removed
 
 
