@@ -1,26 +1,41 @@
 """Causal attention inside each segment of a flat batch: the `attend` that training passes to the decoder.
 
-N flat tokens, S segments, B rows of one bucket, T time within a row, H query heads, K key/value heads, E head width.
+N flat tokens, B rows of one bucket, T time within a row, H query heads, K key/value heads, E head width,
+R = H * B independent causal problems.
 
-Segments of like length are laid side by side in a bucket, padded on the right to its longest, and go through one
-causal call: right padding is invisible to causal queries, and what the padded queries compute is thrown away. When
-all segments are equally long (packed pre-training rows) the bucket is a view of the flat batch and nothing is moved.
+Segments of like length are laid side by side in a bucket, padded on the right to its longest: right padding is
+invisible to causal queries, and what the padded queries compute is thrown away. When all segments are equally long
+(packed pre-training rows) nothing is gathered.
+
+In bf16 on a CPU torch's fused attention is slow (its backward above all), so the rows go through tiles of queries
+against the keys they may see: batched matrix products, which run near the speed of the machine, and a softmax.
+Tiles above the diagonal are never computed. Elsewhere torch's own fused attention is used.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 PAD_LIMIT = 1.25
 """A bucket may hold this many times its real tokens; beyond it, another bucket is cheaper."""
+TILE = 128
+"""Queries per tile."""
+TILE_CELLS = 1 << 21
+"""Scores per tile over all rows: 4 MB in bf16, so that a tile is still in the cache when it is read again."""
+KEEP_LENGTH = 1024
+"""Probabilities of rows up to this length are kept for the backward pass; those of longer rows are recomputed."""
 
 
-def reference_attention(lengths: Sequence[int], q_NHE: Tensor, k_NKE: Tensor, v_NKE: Tensor, scale: float) -> Tensor:
+def reference_attention(
+    lengths: Sequence[int], q_NHE: Tensor, k_NKE: Tensor, v_NKE: Tensor, scale: float
+) -> Tensor:
     """The definition: one segment, one head at a time, scores and softmax in fp32 or wider."""
     group = q_NHE.shape[1] // k_NKE.shape[1]
     wide = torch.promote_types(q_NHE.dtype, torch.float32)
@@ -40,39 +55,34 @@ def reference_attention(lengths: Sequence[int], q_NHE: Tensor, k_NKE: Tensor, v_
 
 @dataclass(frozen=True, slots=True)
 class Bucket:
-    """B segments that go through one call of width T."""
+    """Segments that go through one call, as `rows` rows of `width` cells."""
 
     rows: int
     width: int
     take: Tensor | None
     """[B * T] flat token of every cell (padding repeats a real one); None: the flat batch as it stands."""
     back: Tensor | None
-    """[tokens of the bucket] cell of every real token, in the order of `at`."""
+    """Cell of every real token of the bucket, in the order of `at`."""
     at: Tensor | None
-    """[tokens of the bucket] flat token of each entry of `back`."""
+    """Flat token of each entry of `back`."""
 
 
 def buckets(lengths: Sequence[int], device: torch.device | str = "cpu") -> list[Bucket]:
-    """Group segments so that padding stays below PAD_LIMIT; zero-length segments are skipped."""
-    if not lengths:
-        return []
+    """Group segments, longest first, while padding stays below PAD_LIMIT. Empty segments are skipped."""
     if len(set(lengths)) == 1:
         return [Bucket(len(lengths), lengths[0], None, None, None)] if lengths[0] else []
     starts = [0]
     for length in lengths:
         starts.append(starts[-1] + length)
-    order = sorted((s for s, n in enumerate(lengths) if n), key=lambda s: -lengths[s])
     groups: list[list[int]] = []
     real = 0
-    for s in order:
-        if groups:
-            width = lengths[groups[-1][0]]
-            if width * (len(groups[-1]) + 1) <= PAD_LIMIT * (real + lengths[s]):
-                groups[-1].append(s)
-                real += lengths[s]
-                continue
-        groups.append([s])
-        real = lengths[s]
+    for s in sorted((s for s, length in enumerate(lengths) if length), key=lambda s: -lengths[s]):
+        if groups and lengths[groups[-1][0]] * (len(groups[-1]) + 1) <= PAD_LIMIT * (real + lengths[s]):
+            groups[-1].append(s)
+        else:
+            groups.append([s])
+            real = 0
+        real += lengths[s]
     return [_bucket(group, starts, lengths, device) for group in groups]
 
 
@@ -81,15 +91,13 @@ def _bucket(group: list[int], starts: list[int], lengths: Sequence[int], device:
     begin_B1 = torch.tensor([starts[s] for s in group])[:, None]
     length_B1 = torch.tensor([lengths[s] for s in group])[:, None]
     step_1T = torch.arange(width)[None]
-    take_BT = begin_B1 + torch.minimum(step_1T, length_B1 - 1)
-    real_BT = step_1T < length_B1
-    back = real_BT.flatten().nonzero().squeeze(1)
-    take = take_BT.flatten()
+    take = (begin_B1 + torch.minimum(step_1T, length_B1 - 1)).flatten()
+    back = (step_1T < length_B1).flatten().nonzero().squeeze(1)
     return Bucket(len(group), width, take.to(device), back.to(device), take[back].to(device))
 
 
 class Segments:
-    """`attend` for a flat batch of segments: built once per batch, called once per layer.
+    """`attend` for a flat batch of segments: planned once per batch, called once per layer.
 
     Gradients are exact and no token sees another segment. `lengths` are python integers whose sum is N.
     """
@@ -102,19 +110,99 @@ class Segments:
     def __call__(self, layer: int, q_NHE: Tensor, k_NKE: Tensor, v_NKE: Tensor, scale: float) -> Tensor:
         """[N, H, E] queries against [N, K, E] keys and values -> [N, H, E]. The layer index is not needed here."""
         assert q_NHE.shape[0] == self.tokens, (q_NHE.shape, self.tokens)
+        tiled = q_NHE.dtype == torch.bfloat16 and q_NHE.device.type == "cpu"
         if len(self.buckets) == 1 and self.buckets[0].take is None:
-            return _rows(self.buckets[0], q_NHE, k_NKE, v_NKE, scale).reshape(q_NHE.shape)
+            return _attend_rows(self.buckets[0], q_NHE, k_NKE, v_NKE, scale, tiled)
         parts, places = [], []
         for bucket in self.buckets:
             assert bucket.take is not None and bucket.back is not None and bucket.at is not None
             q, k, v = (x.index_select(0, bucket.take) for x in (q_NHE, k_NKE, v_NKE))
-            parts.append(_rows(bucket, q, k, v, scale).index_select(0, bucket.back))
+            parts.append(_attend_rows(bucket, q, k, v, scale, tiled).index_select(0, bucket.back))
             places.append(bucket.at)
         return torch.empty_like(q_NHE).index_copy(0, torch.cat(places), torch.cat(parts))
 
 
-def _rows(bucket: Bucket, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    """[B*T, H, E] -> [B*T, H, E]: one causal call for the whole bucket."""
+def _attend_rows(bucket: Bucket, q: Tensor, k: Tensor, v: Tensor, scale: float, tiled: bool) -> Tensor:
+    """[B*T, H, E] -> [B*T, H, E]: causal attention within each row of a bucket."""
+    if tiled:
+        return Tiled.apply(q, k, v, bucket.rows, scale)
     q, k, v = (x.view(bucket.rows, bucket.width, *x.shape[1:]).transpose(1, 2) for x in (q, k, v))
     o = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
     return o.transpose(1, 2).flatten(0, 1)
+
+
+def _heads_first(x: Tensor, rows: int, repeat: int = 1) -> Tensor:
+    """[B*T, K, E] -> [K*repeat*B, T, E] contiguous; every key/value head is repeated for its query heads."""
+    x = x.view(rows, -1, *x.shape[1:]).permute(2, 0, 1, 3)
+    if repeat > 1:
+        x = x.unsqueeze(1).expand(-1, repeat, -1, -1, -1)
+    return x.reshape(-1, *x.shape[-2:])
+
+
+def _tokens_first(x: Tensor, rows: int) -> Tensor:
+    """[H*B, T, E] -> [B*T, H, E]: the inverse."""
+    return x.view(-1, rows, *x.shape[1:]).permute(1, 2, 0, 3).reshape(-1, x.shape[0] // rows, x.shape[-1])
+
+
+def _tiles(rows: int, width: int) -> Iterator[tuple[slice, int, int]]:
+    """(rows, first query, end) of every tile; queries [first, end) see keys [0, end)."""
+    at_once = max(1, TILE_CELLS // (min(TILE, width) * width))
+    for r in range(0, rows, at_once):
+        for first in range(0, width, TILE):
+            yield slice(r, min(r + at_once, rows)), first, min(first + TILE, width)
+
+
+def _probabilities(q: Tensor, k: Tensor, scale: float, hidden: Tensor, tile: tuple[slice, int, int]) -> Tensor:
+    r, first, end = tile
+    scores = torch.empty(q[r].shape[0], end - first, end, dtype=q.dtype)
+    torch.baddbmm(scores, q[r, first:end], k[r, :end].transpose(1, 2), beta=0, alpha=scale, out=scores)
+    scores[:, :, first:end] += hidden[: end - first, : end - first]
+    return scores.softmax(-1)
+
+
+class Tiled(torch.autograd.Function):
+    """Causal attention of B equal rows by tiles of queries, for CPUs in bf16 (right in any float type).
+
+    Scores are rounded to the input's type before the softmax, as in the usual unfused attention; the softmax itself
+    and all sums are fp32 inside. Backward: dV = P'dO, dP = dO V', dS = P (dP - rowsum(P dP)), dQ = s dS K, dK = s dS'Q.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, q_NHE: Tensor, k_NKE: Tensor, v_NKE: Tensor, rows: int, scale: float) -> Tensor:
+        repeat = q_NHE.shape[1] // k_NKE.shape[1]
+        q = _heads_first(q_NHE, rows)
+        k, v = (_heads_first(x, rows, repeat) for x in (k_NKE, v_NKE))
+        hidden = torch.full((TILE, TILE), float("-inf"), dtype=q.dtype).triu(1)
+        out, kept = torch.empty_like(q), []
+        for tile in _tiles(q.shape[0], q.shape[1]):
+            r, first, end = tile
+            p = _probabilities(q, k, scale, hidden, tile)
+            out[r, first:end] = torch.bmm(p, v[r, :end])
+            if q.shape[1] <= KEEP_LENGTH:
+                kept.append(p)
+        ctx.rows, ctx.scale, ctx.repeat = rows, scale, repeat
+        ctx.save_for_backward(q, k, v, hidden, *kept)
+        return _tokens_first(out, rows)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, do_NHE: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, hidden, *kept = ctx.saved_tensors
+        do = _heads_first(do_NHE, ctx.rows)
+        single = q.shape[1] <= TILE
+        wide = q.dtype if single else torch.promote_types(q.dtype, torch.float32)
+        dq, dk, dv = torch.empty_like(q), torch.zeros_like(k, dtype=wide), torch.zeros_like(v, dtype=wide)
+        for i, tile in enumerate(_tiles(q.shape[0], q.shape[1])):
+            r, first, end = tile
+            p = kept[i] if kept else _probabilities(q, k, ctx.scale, hidden, tile)
+            g = do[r, first:end]
+            dp = torch.bmm(g, v[r, :end].transpose(1, 2))
+            ds = torch._softmax_backward_data(dp, p, -1, p.dtype).mul_(ctx.scale)
+            dq[r, first:end] = torch.bmm(ds, k[r, :end])
+            dk[r, :end] += torch.bmm(ds.transpose(1, 2), q[r, first:end])
+            dv[r, :end] += torch.bmm(p.transpose(1, 2), g)
+        if ctx.repeat > 1:
+            dk, dv = (x.view(-1, ctx.repeat, ctx.rows * x.shape[1], x.shape[2]).sum(1) for x in (dk, dv))
+            dk, dv = (x.view(-1, q.shape[1], q.shape[2]) for x in (dk, dv))
+        dq, dk, dv = (_tokens_first(x.to(q.dtype), ctx.rows) for x in (dq, dk, dv))
+        return dq, dk, dv, None, None
