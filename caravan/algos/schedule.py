@@ -31,20 +31,21 @@ class Schedule:
 def lr_at(step: int, steps: int, peak: float, schedule: Schedule) -> float:
     """Learning rate of step `step` (0-based) out of `steps`; the peak is reached at the end of the warm-up.
 
+    The final ratio would be reached at step `steps`, one past the last: with ratio 0 no step is done for nothing.
+
     Raises ValueError for an unknown kind.
     """
     warmup = min(schedule.warmup_steps, steps)
     if step < warmup:
         return peak * (step + 1) / warmup
-    last = max(steps - 1, 1)
     if schedule.kind == "constant":
         return peak
     if schedule.kind == "wsd":
         decay_steps = max(round(steps * schedule.decay_share), 1)
-        done = max(0.0, (step - (steps - decay_steps) + 1) / decay_steps)
-        remaining = 1.0 - math.sqrt(min(done, 1.0))
+        done = max(0.0, (step - (steps - decay_steps)) / decay_steps)
+        remaining = 1.0 - math.sqrt(done)
     else:
-        done = min((step - warmup) / max(last - warmup, 1), 1.0)
+        done = (step - warmup) / (steps - warmup)
         if schedule.kind == "cosine":
             remaining = 0.5 * (1.0 + math.cos(math.pi * done))
         elif schedule.kind == "linear":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -36,6 +37,11 @@ class Machine:
     def first(self) -> bool:
         """Rank 0: the one that writes and reports."""
         return self.rank == 0
+
+    def say(self, text: str) -> None:
+        """A sentence for people, on stderr, once however many ranks there are."""
+        if self.first:
+            print(text, file=sys.stderr, flush=True)
 
 
 def setup(rt: Runtime, seed: int = 0, precision: Precision = "auto") -> Machine:

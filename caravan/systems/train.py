@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import torch
@@ -119,14 +119,6 @@ class Trainee:
         self.optimiser.master.copy_(master)
         self.optimiser.refresh()
 
-    @torch.no_grad()
-    def export(self) -> nn.Module:
-        """The model with its weights in fp32 from the masters (training is over: it no longer follows the optimiser)."""
-        params = dict(self.model.named_parameters())
-        for slot in self.slots:
-            params[slot.name].data = slot.of(self.optimiser.master)
-        return self.model
-
 
 @dataclass(frozen=True)
 class StepResult:
@@ -178,7 +170,8 @@ def train_step(
 
 def lm_loss(model: Decoder, batch: Batch, normaliser: float, z_loss: float = 0.0) -> Loss:
     """Next-token cross-entropy of a flat batch, documents apart; see `algos.lm.cross_entropy`."""
-    hidden_ND = model(batch.ids_N, batch.pos_N, Segments(batch.lengths))
+    batch = to_device(batch, model.embed.weight.device)
+    hidden_ND = model(batch.ids_N, batch.pos_N, Segments(batch.lengths, batch.ids_N.device))
     if model.spec.logit_scale != 1.0:
         hidden_ND = hidden_ND * model.spec.logit_scale
     return cross_entropy(
@@ -190,6 +183,14 @@ def lm_loss(model: Decoder, batch: Batch, normaliser: float, z_loss: float = 0.0
         z_loss=z_loss,
         bias_V=model.head_bias,
     )
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """The batch with its tensors on `device`; itself when it is there already."""
+    if batch.ids_N.device == device:
+        return batch
+    names = ("ids_N", "pos_N", "targets_N", "weight_N")
+    return replace(batch, **{name: getattr(batch, name).to(device, non_blocking=True) for name in names})
 
 
 def fused_rows(model: nn.Module) -> dict[str, tuple[int, ...]]:

@@ -14,22 +14,27 @@ def test_warmup_rises_linearly_to_the_peak():
 
 
 @pytest.mark.parametrize("kind", ["cosine", "linear", "wsd"])
-def test_ends_at_the_final_ratio_and_never_rises_after_warmup(kind):
+def test_falls_towards_the_final_ratio_and_never_rises_after_warmup(kind):
     values = rates(steps=50, kind=kind, warmup_steps=5, final_ratio=0.1)
-    assert values[-1] == pytest.approx(0.1)
+    assert 0.1 < values[-1] < 0.15
+    assert lr_at(50, 50, 1.0, Schedule(kind=kind, warmup_steps=5, final_ratio=0.1)) == pytest.approx(0.1)
     assert max(values) == 1.0
     assert all(a >= b for a, b in zip(values[5:], values[6:], strict=False))
 
 
 def test_cosine_is_halfway_in_the_middle():
-    assert lr_at(50, 101, 2.0, Schedule(kind="cosine", final_ratio=0.0)) == pytest.approx(1.0)
+    assert lr_at(50, 100, 2.0, Schedule(kind="cosine", final_ratio=0.0)) == pytest.approx(1.0)
+
+
+def test_linear_to_zero_wastes_no_step():
+    assert rates(steps=4, kind="linear", final_ratio=0.0) == [1.0, 0.75, 0.5, 0.25]
 
 
 def test_wsd_is_flat_until_the_decay():
     values = rates(steps=10, kind="wsd", decay_share=0.4, final_ratio=0.0)
-    assert values[:6] == [1.0] * 6
-    assert values[6] == pytest.approx(1 - 0.25**0.5)
-    assert values[9] == pytest.approx(0.0)
+    assert values[:7] == [1.0] * 7
+    assert values[7] == pytest.approx(1 - 0.25**0.5)
+    assert values[9] == pytest.approx(1 - 0.75**0.5)
 
 
 def test_one_step_runs_have_a_rate():

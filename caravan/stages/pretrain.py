@@ -1,0 +1,182 @@
+"""Train a language model from nothing on token shards.
+
+    shards -> model:  minimise -log p(next token of the document | what stands before it in the document)
+
+The size comes from one dial (`size` or `depth`); every number derived from it is printed with its reason. Documents in
+a row do not see each other, nothing is padded, the logits are never held at once, weights live in bf16 where that is
+fast. A killed run goes on where it was and ends with the same bytes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from caravan.algos.optim import OptimConfig
+from caravan.algos.schedule import Schedule, ScheduleKind, batch_tokens_at
+from caravan.data.loader import PretrainLoader, shard_batches
+from caravan.data.shards import Shards
+from caravan.data.tokenizer import Tokenizer
+from caravan.model.checkpoint import check_vocab, save_model
+from caravan.model.sizes import Reason, derive, fresh, suggested_lr
+from caravan.model.spec import Spec
+from caravan.stage import Runtime
+from caravan.store import Artefact
+from caravan.systems import loop, runtime
+from caravan.systems.train import Trainee, lm_loss
+from caravan.types import Batch, Loss, UserError
+
+INPUTS = {"shards": "shards"}
+OUTPUT = "model"
+USES: dict[str, str] = {}
+VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """What is trained, for how long, and how."""
+
+    size: str = "tiny"
+    """Name of a size: nano, tiny, small, gpt2, 1b. Ignored when depth is given."""
+    depth: int | None = None
+    """Layers; the width and all else follow from it."""
+    context: int = 512
+    """Tokens of a row, and positions the model is trained for."""
+    steps: int | None = None
+    """Optimiser steps; none: from `tokens`."""
+    tokens: int | None = None
+    """Tokens to train on; none: 20 per parameter, at most 4 epochs of the shards."""
+    batch_tokens: int = 16384
+    """Tokens of one optimiser step."""
+    ramp_steps: int = 0
+    """Steps over which the batch grows from a quarter to `batch_tokens`."""
+    micro_tokens: int = 4096
+    """Tokens of one forward pass: memory against speed. It is Config because the order of additions moves last bits."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """muon: hidden matrices by Muon, the rest by AdamW; fewer steps, each dearer (pays for batches from 16k tokens)."""
+    lr: float | None = None
+    """Peak learning rate; none: 3e-3 x sqrt(256 / width)."""
+    weight_decay: float = 0.1
+    """Decoupled decay of matrices."""
+    schedule: ScheduleKind = "wsd"
+    """Learning rate over time: wsd (flat, then down), cosine, linear or constant."""
+    warmup_steps: int | None = None
+    """Steps of linear rise; none: 2 % of all, at least 10, at most a tenth."""
+    z_loss: float = 0.0
+    """Weight of logsumexp^2, which keeps logits from drifting in long bf16 runs (PaLM: 1e-4)."""
+    seed: int = 0
+    """Of the weights and of the order of rows."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """Dtype of weights and activations; masters are fp32 always. auto: bf16 where it is right and fast."""
+    eval_steps: int = 0
+    """Evaluate on held-out text every so many steps; 0: at the end only."""
+    eval_tokens: int = 65536
+    """Held-out tokens of an evaluation."""
+    keep: Literal["best", "last"] = "last"
+    """Weights that come out: lowest held-out loss, or the last."""
+    recompute: int = 0
+    """Activation checkpointing: recompute groups of so many layers in the backward pass; 0: none, fastest."""
+
+
+def run(cfg: Config, inputs: Mapping[str, Artefact], out: Path, rt: Runtime) -> dict[str, Any]:
+    """Train and write the model folder; facts are numbers that a repeated run gives again."""
+    machine = runtime.setup(rt, cfg.seed, cfg.precision)
+    folder = inputs["shards"].path
+    train, held = Shards.open(folder, "train"), Shards.open(folder, "heldout")
+    tok = Tokenizer.load(folder / "tokenizer")
+    spec, reasons = derive(None if cfg.depth else cfg.size, cfg.depth, train.vocab_size, cfg.context)
+    check_vocab(spec, tok.vocab_size)
+    plan, more = _plan(cfg, spec, len(train))
+    for reason in [*reasons, *more, Reason("precision", str(machine.dtype)[6:], machine.dtype_reason)]:
+        machine.say(f"{reason.name:>18}  {reason.value!s:<12} {reason.why}")
+
+    model = fresh(spec, cfg.seed).to(machine.device)
+    model.checkpoint_every = cfg.recompute
+    trainee = Trainee(model, plan.optim, machine.dtype)
+    loader = PretrainLoader(train, _batch_tokens(cfg), cfg.context, cfg.seed)
+    loss = partial(lm_loss, z_loss=cfg.z_loss)
+    evaluate = _evaluation(held if len(held) > 1 else train, tok, cfg, machine.device)
+    history = loop.run(trainee, loader, loss, plan, rt, evaluate, fresh_vocab=spec.vocab, say=machine.say)
+    if machine.first:
+        save_model(model, out, folder / "tokenizer", machine.dtype)
+    final = history.best_eval if cfg.keep == "best" else history.last_eval
+    return {
+        "heldout_bits_per_byte": final["bits_per_byte"],
+        "heldout_loss": final["loss"],
+        "loss": history.last_loss,
+        "parameters": spec.parameters,
+        "tokens": int(history.tokens),
+        "steps": history.step,
+        "epochs": round(history.tokens / max(1, len(train)), 3),
+        "best_step": history.best_step,
+        "skipped_steps": len(history.skipped),
+        "rollbacks": len(history.rolled_back),
+        "precision": str(machine.dtype)[6:],
+        "lr": plan.optim.lr,
+    }
+
+
+def _plan(cfg: Config, spec: Spec, available: int) -> tuple[loop.LoopConfig, list[Reason]]:
+    """Steps, learning rate and warm-up, with their reasons."""
+    if cfg.context > cfg.batch_tokens:
+        raise UserError(
+            f"a batch of {cfg.batch_tokens} tokens does not hold one row of {cfg.context}",
+            f"raise --batch-tokens to {cfg.context} or more, or lower --context",
+        )
+    reasons = []
+    tokens = cfg.tokens
+    if cfg.steps is None and tokens is None:
+        optimal, most = 20 * spec.parameters, 4 * available
+        tokens = min(optimal, most)
+        why = "20 per parameter" if optimal <= most else "4 epochs of the shards: more repetition teaches little"
+        reasons.append(Reason("training tokens", f"{tokens:,}", why + " (Muennighoff et al. 2023)" * (optimal > most)))
+    steps = cfg.steps if cfg.steps is not None else max(1, math.ceil((tokens or 0) / cfg.batch_tokens))
+    if steps < 1:
+        raise UserError("there is nothing to do in 0 steps", "give --steps or --tokens above 0")
+    warmup = cfg.warmup_steps if cfg.warmup_steps is not None else min(max(10, steps // 50), max(1, steps // 10))
+    lr = cfg.lr if cfg.lr is not None else suggested_lr(spec)
+    reasons.append(Reason("steps", f"{steps:,}", f"of {cfg.batch_tokens:,} tokens; {warmup} of them warm-up"))
+    reasons.append(Reason("peak rate", lr, "asked for" if cfg.lr is not None else "from the width, as above"))
+    reasons.append(Reason("epochs", f"{steps * cfg.batch_tokens / max(1, available):.2f}", f"of {available:,} tokens"))
+    plan = loop.LoopConfig(
+        steps=steps,
+        micro_tokens=cfg.micro_tokens,
+        optim=OptimConfig(name=cfg.optimizer, lr=lr, weight_decay=cfg.weight_decay),
+        schedule=Schedule(kind=cfg.schedule, warmup_steps=warmup, final_ratio=0.1),
+        eval_steps=cfg.eval_steps,
+        keep=cfg.keep,
+    )
+    return plan, reasons
+
+
+def _batch_tokens(cfg: Config) -> int | Callable[[int], int]:
+    if not cfg.ramp_steps:
+        return cfg.batch_tokens
+    return lambda step: max(cfg.context, batch_tokens_at(step, cfg.batch_tokens, cfg.ramp_steps))
+
+
+def _evaluation(
+    shards: Shards, tok: Tokenizer, cfg: Config, device: torch.device
+) -> Callable[[torch.nn.Module], dict[str, float]]:
+    """Held-out loss in nats per token and bits per UTF-8 byte of the predicted tokens."""
+    batches = list(shard_batches(shards, cfg.micro_tokens, cfg.context, cfg.eval_tokens))
+    normaliser = sum(float(b.weight_N.sum()) for b in batches)
+    bytes_V = torch.tensor([len(tok.bytes_of(i)) for i in range(tok.vocab_size)], dtype=torch.float32, device=device)
+
+    def loss(model: Any, batch: Batch, total: float) -> Loss:
+        one = lm_loss(model, batch, total)
+        size = (bytes_V[batch.targets_N.to(device)] * batch.weight_N.to(device)).sum()
+        return replace(one, stats={**one.stats, "bytes": size})
+
+    def evaluate(model: torch.nn.Module) -> dict[str, float]:
+        numbers = loop.heldout(model, batches, loss, normaliser)
+        bits = numbers["nll"] / math.log(2) / max(1.0, numbers["bytes"])
+        return {"loss": numbers["loss"], "bits_per_byte": bits, "accuracy": numbers["correct"] / numbers["tokens"]}
+
+    return evaluate
