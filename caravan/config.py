@@ -20,7 +20,7 @@ import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from caravan.types import UserError
 
@@ -72,11 +72,11 @@ def non_default(cfg: Any, default: Any = dc.MISSING) -> dict[str, Any]:
 
 
 def field_docs(cls: Any) -> dict[str, str]:
-    """The string under each field, on one line; nested ones as `outer.inner`. Undocumented fields are absent."""
+    """The string under each field, on one line; nested as `outer.inner`. A field without one is absent."""
     docs: dict[str, str] = {}
     for base in reversed(cls.__mro__[:-1]):
         if dc.is_dataclass(base):
-            tree = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0]
+            tree = ast.parse(textwrap.dedent(inspect.getsource(cast(type, base)))).body[0]
             assert isinstance(tree, ast.ClassDef)
             docs |= docs_in(tree)
     for name, hint in typing.get_type_hints(cls).items():

@@ -1,4 +1,4 @@
-"""Writing that survives: durable replacement of a file, sealing of a folder, one writer by `flock`, plain errors.
+"""Writing that survives: durable files, sealed folders, one writer by `flock`, and plain words when it fails.
 
 `flock` holds on one machine, or on a file system that honours it.
 """
@@ -62,7 +62,7 @@ def plain_errors(doing: str) -> Iterator[None]:
         if code in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(err):
             raise UserError(
                 f"the disk is full while {doing}{where}",
-                "free some space (`caravan gc` removes unpublished runs) and run the same command: it resumes",
+                "free some space (`caravan gc` removes old unpublished runs) and run the same command again",
             ) from err
         if code in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise UserError(
@@ -77,7 +77,7 @@ def locked(
 ) -> Iterator[bool]:
     """Hold the lock file `path`; False at once if another holds it and `block` is off.
 
-    `waiting` is called once before a wait. The lock file goes when `keep`, what it guards, is gone at the end.
+    `waiting` is called once before a wait. The lock file goes if `keep`, what it guards, is gone at the end.
     """
     fd = _take(path, waiting, block)
     if fd is None:
@@ -116,7 +116,7 @@ def _take(path: Path, waiting: Callable[[], None] | None, block: bool) -> int | 
 
 
 def seal(out: Path) -> None:
-    """Force every file to the disk and make it read-only. Folders stay writable: `rm -r` must keep working."""
+    """Force every file to the disk, make it read-only. Folders stay writable: `rm -r` must keep working."""
     files = [p for p in out.rglob("*") if p.is_file()]
     for path in files:
         if len(files) <= 256:

@@ -1,7 +1,7 @@
-"""Which files of an outside path enter the store, by the kind they are added as. Nothing outside enters unseen.
+"""Which files of an outside path enter the store, by the kind they are added as. Nothing enters unseen.
 
-A model folder gives what is needed to run it (weights as safetensors, configs, tokenizer) and nothing that could
-execute; raw data gives every file that is not hidden.
+A model folder gives what is needed to run it (weights as safetensors, configs, tokenizer) and nothing that
+could execute; raw data gives every file that is not hidden.
 """
 
 from __future__ import annotations

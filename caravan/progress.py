@@ -1,4 +1,4 @@
-"""Progress of one stage, for people: a live line on a terminal, a plain line now and then elsewhere. On stderr.
+"""Progress of one stage, on stderr: a live line on a terminal, elsewhere a plain line now and then.
 
 `report` may be called thousands of times a second: between two redraws it only stores its arguments.
 """
@@ -23,7 +23,7 @@ _BAR = 24
 
 
 class Progress:
-    """`with Progress("sft") as p: ...` shows what is passed to `p.report`; `p.done(ref, facts)` ends the line."""
+    """`with Progress("sft") as p` shows what is passed to `p.report`; `p.done(ref, facts)` ends the line."""
 
     def __init__(self, stage: str, stream: TextIO | None = None, live: bool | None = None) -> None:
         self.stage = stage
@@ -58,7 +58,7 @@ class Progress:
         self._draw(now)
 
     def done(self, ref: str, facts: Mapping[str, Any] | None = None, stored: bool = False) -> None:
-        """End with one line: the reference, a few facts, the time; `stored` says that nothing had to be run."""
+        """End with one line: the reference, a few facts, the time; `stored`: nothing had to be run."""
         self._close()
         took = "from the store" if stored else _span(time.monotonic() - self._start, fine=True)
         words = [f"{self.stage:<13} {ref}", *_numbers(_leading(facts or {})), took]

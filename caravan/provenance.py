@@ -1,4 +1,4 @@
-"""What a manifest says about where a result was made: code, libraries, machine, memory. Recorded, never hashed."""
+"""Where a result was made: code, libraries, machine, memory. Recorded in the manifest, never hashed."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ class Memory:
             torch.cuda.reset_peak_memory_stats()
 
     def peak(self) -> dict[str, int]:
-        """Bytes of this process, of its largest finished child (if larger than any before), of the accelerator."""
+        """Bytes of this process, of its largest finished child (if larger than before), of the GPU."""
         found = {"peak_memory_bytes": _peak(resource.RUSAGE_SELF)}
         if (children := _peak(resource.RUSAGE_CHILDREN)) > self._children:
             found["peak_memory_children_bytes"] = children

@@ -1,13 +1,14 @@
-"""A stage is a module: Config, INPUTS, OUTPUT, USES, VERSION and run(). This file finds stages and executes them.
+"""A stage is a module: Config, INPUTS, OUTPUT, USES, VERSION and run(). This file finds and executes stages.
 
     Config   frozen keyword-only dataclass with a sentence under each field
     INPUTS   role -> kind; "model|reward" is either, a trailing "?" makes the role optional
     OUTPUT   kind of what comes out
-    USES     config field -> registry folder it names a module of ("algos/rl"); the module's VERSION enters the key
+    USES     config field -> registry folder it names a module of ("algos/rl"); its VERSION enters the key
     VERSION  raised by hand when the same question should get a new answer
     run      (cfg, inputs, out, rt) -> facts; writes only into `out`, checkpoints and metrics into `rt.work`
 
-The folder is the registry: `load("stages", "sft")` is caravan/stages/sft.py; a dotted name is somebody's own module.
+The folder is the registry: `load("stages", "sft")` is caravan/stages/sft.py; a dotted name is somebody's own
+module.
 """
 
 from __future__ import annotations
@@ -141,7 +142,7 @@ def optional(spec: str) -> bool:
 
 
 def ask(name: str, cfg: Any, inputs: Mapping[str, Artefact | None]) -> Question:
-    """Put a question: check the inputs and make the key. Raises UserError for a missing, unknown or unfit input."""
+    """Put a question: check the inputs and make the key. UserError for a missing, unknown or unfit input."""
     module = load("stages", name)
     given = {role: art for role, art in inputs.items() if art is not None}
     _check_inputs(name, module.INPUTS, given)
@@ -167,7 +168,7 @@ def find(store: Store, question: Question) -> Artefact | None:
 def execute(
     store: Store, name: str, cfg: Any, inputs: Mapping[str, Artefact | None], rt: Runtime | None = None
 ) -> Artefact:
-    """Answer a question once: return what is there, or run the stage (resuming what a crash left), and publish.
+    """Answer a question once: return what is there, or run the stage (resuming after a crash) and publish.
 
     Raises UserError for bad inputs, a full disk or missing rights; nothing is half-published then.
     """
@@ -289,7 +290,7 @@ def _count_attempt(work: Path) -> int:
 
 
 def _copy_metrics(work: Path) -> None:
-    """Take the stage's metrics along, without anything a clock or a memory gauge said: that would move the id."""
+    """Take the stage's metrics along, without what a clock or a memory gauge said: that would move the id."""
     if not (work / "metrics.jsonl").exists():
         return
     with (work / "metrics.jsonl").open() as lines, (work / "out" / "metrics.jsonl").open("w") as out:
@@ -310,7 +311,7 @@ def _json(value: Any) -> Any:
     return _json(value.item()) if hasattr(value, "item") else str(value)
 
 
-# Several ranks (torchrun): rank 0 holds the lock and publishes; the others run beside it in the same work folder.
+# Several ranks (torchrun): rank 0 holds the lock and publishes; the others run beside it in its work folder.
 
 
 def _rank() -> int:
@@ -324,7 +325,7 @@ def _launch() -> str:
 
 
 def _follow(store: Store, question: Question, rt: Runtime) -> Artefact:
-    """Wait until rank 0 runs this question, run with it into a folder that is thrown away, wait for its answer."""
+    """Wait until rank 0 runs this question, run with it into a folder to throw away, wait for its answer."""
     work = store.run_folder(question.name, question.key)
     for _ in _until_answered(store, question):
         with contextlib.suppress(OSError):

@@ -10,8 +10,8 @@ key  hash of what was asked (stage, its version, settings that differ from their
 id   hash of what came out (kind, names and hashes of the files). Two questions with equal answers share one
      artefact, so raising a version upstream re-runs below it only what really changed.
 
-Publishing hashes the files in out/, writes the manifest beside them and renames out/ to its place: a reader sees all
-or nothing. `flock` makes one writer of many processes on one machine, or on a file system that honours it.
+Publishing hashes the files in out/, writes the manifest beside them and renames out/ to its place: a reader
+sees all or nothing. Many processes asking one question have one writer (disk.locked).
 Left out: remote stores, and any meaning of the files (that is the stages' business).
 """
 
@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import json
 import os
 import re
@@ -31,50 +30,12 @@ from pathlib import Path
 from typing import Any
 
 from caravan import outside
+from caravan.artefact import SCHEMA, UNHASHED, Artefact, content_id, describe, digest, sizes_hold
 from caravan.disk import file_digest, locked, plain_errors, remove, seal, sync, write_durably
 from caravan.types import UserError
 
-SCHEMA = 1
-UNHASHED = ("manifest.json", "timing.jsonl")  # wall-clock lives here; it must not move the id
 _REF = re.compile(r"[a-z0-9][a-z0-9_.-]*(/[a-z0-9][a-z0-9_.-]*)?")
 _HEX = re.compile(r"[0-9a-f]{4,64}")
-
-
-@dataclass(frozen=True)
-class Artefact:
-    """A published folder and its manifest."""
-
-    path: Path
-    manifest: Mapping[str, Any]
-
-    @property
-    def kind(self) -> str:
-        return self.manifest["kind"]
-
-    @property
-    def id(self) -> str:
-        return self.manifest["id"]
-
-    @property
-    def ref(self) -> str:
-        return f"{self.kind}/{self.id[:12]}"
-
-    @property
-    def facts(self) -> Mapping[str, Any]:
-        return self.manifest.get("facts", {})
-
-    @property
-    def inputs(self) -> Mapping[str, str]:
-        """Role -> `kind/id` of what it was made from."""
-        return self.manifest.get("inputs", {})
-
-    @property
-    def size(self) -> int:
-        """Bytes of its files."""
-        return sum(f["size"] for f in self.manifest["files"].values())
-
-    def __truediv__(self, name: str) -> Path:
-        return self.path / name
 
 
 @dataclass(frozen=True)
@@ -84,12 +45,6 @@ class Removed:
     path: Path
     why: str
     size: int
-
-
-def digest(value: Any) -> str:
-    """Hash of plain data, independent of key order and white space."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 class Store:
@@ -105,12 +60,9 @@ class Store:
     # Finding
 
     def find(self, key: str) -> Artefact | None:
-        """The answer to a question asked before; None if there is none, or if its files are no longer all there."""
+        """The answer to a question asked before; None if there is none, or if files of it are gone."""
         record = self.record(key)
-        if record is None:
-            return None
-        art = self._read(self.root / "artefacts" / record["artefact"])
-        return art if art is not None and _sizes_hold(art) else None
+        return self._whole(*record["artefact"].split("/")) if record else None
 
     def record(self, key: str) -> dict[str, Any] | None:
         """What stands behind a key: `artefact`, the `config` in full, the manifest's hash."""
@@ -120,7 +72,7 @@ class Store:
             return None
 
     def open(self, ref: str) -> Artefact:
-        """`ref` is `kind/idprefix`, an id prefix of four or more digits, or a name. Anything else is a UserError."""
+        """`ref` is `kind/idprefix`, an id prefix of four or more digits, or a name; else UserError."""
         if not _REF.fullmatch(ref) or ".." in ref:
             raise UserError(
                 f"`{ref}` is no reference",
@@ -201,7 +153,7 @@ class Store:
 
     @contextlib.contextmanager
     def work(self, stage: str, key: str, waiting: Callable[[], None] | None = None) -> Iterator[Path]:
-        """The folder of one run, with an empty `out/`, held under a lock: one question, one folder, one writer.
+        """The folder of one run with an empty `out/`, under a lock: one question, one folder, one writer.
 
         What a killed attempt left in `out/` is removed; everything else (checkpoints) is kept for resuming.
         `waiting` is called once if another process holds the lock.
@@ -229,16 +181,16 @@ class Store:
     ) -> Artefact:
         """Move `work/out` into the store in one rename, point the key of `asked` at it, remove `work`.
 
-        `record` is what else the manifest says. An artefact with the same content is kept, or replaced if damaged.
+        `record` is what else the manifest says. Equal content already there is kept, or replaced if damaged.
         """
         out, key = work / "out", key or digest(asked)
         with plain_errors("publishing"):
             if (work / "timing.jsonl").exists():
                 os.replace(work / "timing.jsonl", out / "timing.jsonl")
-            files = _describe(out)
+            files = describe(out)
             if not files:
                 raise UserError(f"nothing was written to {out}", "the stage ended without a result")
-            ident = _ident(kind, files)
+            ident = content_id(kind, {name: f["sha256"] for name, f in files.items()})
             manifest = {**record, "schema": SCHEMA, "kind": kind, "id": ident, "key": key, "asked": asked}
             manifest |= {"published": _now(), "files": files}
             write_durably(out / "manifest.json", json.dumps(manifest, indent=1, sort_keys=True) + "\n")
@@ -256,37 +208,34 @@ class Store:
     def add(self, source: Path | str, kind: str = "raw") -> Artefact:
         """Bring outside files in by content. The only door: no stage reads a path of its own.
 
-        A file's name is content too (it tells the format, and stands in messages about bad lines). Model folders
-        take what is needed to run them and no pickles. A folder written by `--output` comes back as it was.
+        A file's name is content too (it tells the format, and stands in messages about bad lines). Of a model
+        folder enters what is needed to run it. A folder written by `--output` comes back as it was.
         """
         source = Path(source).expanduser()
         with plain_errors(f"reading {source}"):
-            files, imported = outside.files(source, kind)
-            found = {name: {"size": p.stat().st_size, "sha256": file_digest(p)} for name, p in files.items()}
-            if imported and {n: f["sha256"] for n, f in imported["files"].items()} != {
-                n: f["sha256"] for n, f in found.items()
-            }:
-                files, imported = outside.files(source, kind, trust_manifest=False)  # edited since: new data
-                found = {
-                    name: {"size": p.stat().st_size, "sha256": file_digest(p)} for name, p in files.items()
-                }
-        ident = _ident(kind, found)
-        here = self._read(self.root / "artefacts" / kind / ident)
-        if here is not None and _sizes_hold(here):
+            files, exported = outside.files(source, kind)
+            hashes = {name: file_digest(path) for name, path in files.items()}
+            if exported and hashes != {name: f["sha256"] for name, f in exported["files"].items()}:
+                files, exported = outside.files(source, kind, trust_manifest=False)  # edited since: new data
+                hashes = {name: file_digest(path) for name, path in files.items()}
+        ident = content_id(kind, hashes)
+        if here := self._whole(kind, ident):
             return here
         with self.work("add", ident) as work:
+            if here := self._whole(kind, ident):
+                return here
             with plain_errors(f"copying {source}"):
                 for name, path in files.items():
                     to = work / "out" / name
                     to.parent.mkdir(parents=True, exist_ok=True)
                     shutil.copyfile(path, to)
-            # The copy is hashed, not the source: what is edited meanwhile gets the id of what was copied.
-            copied = {n: f["sha256"] for n, f in _describe(work / "out").items()}
+                # The copy is hashed again: what is edited meanwhile gets the id of what was copied.
+                copied = {name: f["sha256"] for name, f in describe(work / "out").items()}
             record = {"stage": "add", "version": 1, "config": {}, "inputs": {}, "seconds": 0.0}
             record |= {"facts": {"files": len(copied)}, "source": str(source.absolute())}
             asked: Mapping[str, Any] = {"stage": "add", "kind": kind, "files": copied}
-            if imported:
-                record, asked = imported, imported["asked"]
+            if exported and copied == hashes:
+                record, asked = exported, exported["asked"]
             return self.publish(work, kind=kind, asked=asked, record=record)
 
     # Keeping
@@ -296,31 +245,27 @@ class Store:
 
         Re-hashes each file, looks for missing and extra ones, recomputes the id and the key.
         """
-        wrong = []
-        listed = art.manifest["files"]
+        listed: Mapping[str, str] = {name: f["sha256"] for name, f in art.manifest["files"].items()}
         there = {p.relative_to(art.path).as_posix(): p for p in sorted(art.path.rglob("*")) if not p.is_dir()}
-        for name in sorted(listed.keys() - there.keys()):
-            wrong.append(f"{name} is missing")
-        for name in sorted(there.keys() - listed.keys() - set(UNHASHED)):
-            wrong.append(f"{name} is not in the manifest")
+        wrong = [f"{name} is missing" for name in sorted(listed.keys() - there.keys())]
+        wrong += [f"{name} is extra" for name in sorted(there.keys() - listed.keys() - set(UNHASHED))]
         for name in sorted(listed.keys() & there.keys()):
-            if file_digest(there[name]) != listed[name]["sha256"]:
+            if file_digest(there[name]) != listed[name]:
                 wrong.append(f"{name} has changed on disk")
-        if _ident(art.kind, listed) != art.id or art.path.name != art.id or art.path.parent.name != art.kind:
-            wrong.append("the manifest's id is not that of its file list")
-        if digest(art.manifest["asked"]) != art.manifest["key"]:
-            wrong.append("the manifest's key is not that of its question")
-        entry = self.record(art.manifest["key"]) or {}
-        if entry.get("artefact") == f"{art.kind}/{art.id}" and entry.get("manifest_sha256") != file_digest(
-            art / "manifest.json"
-        ):
+        if content_id(art.kind, listed) != art.id or art.path.parts[-2:] != (art.kind, art.id):
+            wrong.append("the id does not fit the kind and the files the manifest lists")
+        if digest(art.manifest.get("asked", {})) != art.manifest.get("key"):
+            wrong.append("the key does not fit the question in the manifest")
+        entry = self.record(art.manifest.get("key", "none")) or {}
+        ours = entry.get("artefact") == f"{art.kind}/{art.id}"
+        if ours and entry["manifest_sha256"] != file_digest(art / "manifest.json"):
             wrong.append("manifest.json has changed on disk")
         return wrong
 
     def gc(self, older_than_days: float = 7.0, unnamed: bool = False, dry_run: bool = False) -> list[Removed]:
         """Remove runs left unpublished for so long, keys without an artefact, and drafts.
 
-        `unnamed` also removes artefacts that neither a name, nor what a name was made from, nor an open run needs.
+        `unnamed` also removes artefacts that no name (through what it was made from) and no open run needs.
         """
         gone = []
         for run in sorted(self.root.glob("runs/*")):
@@ -328,18 +273,29 @@ class Store:
             if time.time() - newest >= older_than_days * 86400:
                 with locked(self.root / "locks" / run.name, run, block=False) as mine:
                     if mine:
-                        gone.append(_drop(run, "unpublished run", dry_run))
+                        gone.append(self._drop(run, "unpublished run", dry_run))
         keep = self._needed() if unnamed else None
         for path in self._matching("*", ""):
             if keep is not None and f"{path.parent.name}/{path.name}" not in keep:
-                gone.append(_drop(path, "no name needs it", dry_run))
+                gone.append(self._drop(path, "no name needs it", dry_run))
         dropped = {r.path for r in gone}
         for key in sorted(self.root.glob("keys/*")):
             entry = self.record(key.name) or {"artefact": "?"}
             target = self.root / "artefacts" / entry["artefact"]
-            if not self.has(entry["artefact"]) or target in dropped:
-                gone.append(_drop(key, "key without an artefact", dry_run))
+            if key.name.startswith(".") or not self.has(entry["artefact"]) or target in dropped:
+                gone.append(self._drop(key, "key without an artefact", dry_run))
         return gone
+
+    def _drop(self, path: Path, why: str, dry_run: bool) -> Removed:
+        files = [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]
+        removed = Removed(path, why, sum(p.stat().st_size for p in files))
+        if not dry_run:
+            # Out of sight first: a reader must never meet half an artefact.
+            aside = self.root / "runs" / f"gone-{time.time_ns()}"
+            aside.parent.mkdir(parents=True, exist_ok=True)
+            os.rename(path, aside)
+            remove(aside)
+        return removed
 
     def _needed(self) -> set[str]:
         roots = set(self.names().values())
@@ -359,6 +315,10 @@ class Store:
             for p in sorted(k.iterdir())
             if p.name.startswith(prefix) and _is_id(p)
         ]
+
+    def _whole(self, kind: str, ident: str) -> Artefact | None:
+        art = self._read(self.root / "artefacts" / kind / ident)
+        return art if art is not None and sizes_hold(art) else None
 
     def _read(self, path: Path) -> Artefact | None:
         try:
@@ -389,40 +349,6 @@ class Store:
         if not (self.root / ".gitignore").exists():
             self.root.mkdir(parents=True, exist_ok=True)
             (self.root / ".gitignore").write_text("*\n")
-
-
-def _ident(kind: str, files: Mapping[str, Mapping[str, Any]]) -> str:
-    return digest({"kind": kind, "files": {name: f["sha256"] for name, f in files.items()}})
-
-
-def _describe(out: Path) -> dict[str, dict[str, Any]]:
-    """Size and hash of each file below `out` that counts."""
-    found = {}
-    for path in sorted(out.rglob("*")):
-        name = path.relative_to(out).as_posix()
-        assert not path.is_symlink(), f"a stage must not publish links: {name}"
-        if path.is_file() and name not in UNHASHED:
-            found[name] = {"size": path.stat().st_size, "sha256": file_digest(path)}
-    return found
-
-
-def _sizes_hold(art: Artefact) -> bool:
-    """The cheap check at each lookup; `verify` is the thorough one."""
-    try:
-        return all((art / name).stat().st_size == f["size"] for name, f in art.manifest["files"].items())
-    except OSError:
-        return False
-
-
-def _drop(path: Path, why: str, dry_run: bool) -> Removed:
-    files = [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]
-    removed = Removed(path, why, sum(p.stat().st_size for p in files))
-    if not dry_run:
-        # Out of sight first: a reader must never meet half an artefact.
-        aside = path.with_name(f".{path.name}.gone")
-        os.rename(path, aside)
-        remove(aside)
-    return removed
 
 
 def _is_id(path: Path) -> bool:

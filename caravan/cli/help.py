@@ -1,4 +1,4 @@
-"""Help pages written from source: docstrings and Config fields are read with `ast`, so that nothing is imported."""
+"""Help pages written from source: docstrings and Config fields are read with `ast`; nothing is imported."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ def settings(path: Path, name: str, prefix: str = "", given: ast.expr | None = N
 
 
 def _find_class(path: Path, tree: ast.Module, node: ast.expr) -> tuple[Path, str] | None:
-    """File and name of a class named in `tree`: defined there, imported by name, or reached through a module."""
+    """File and name of a class that `tree` names: its own, imported by name, or reached through a module."""
     if isinstance(node, ast.Name):
         if any(isinstance(n, ast.ClassDef) and n.name == node.id for n in tree.body):
             return path, node.id
