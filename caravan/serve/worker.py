@@ -11,14 +11,13 @@ step ends the jobs in flight (nobody can know whose fault it was) and the thread
 
 from __future__ import annotations
 
-import codecs
 import logging
 import math
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from caravan.types import Sampling
@@ -26,14 +25,33 @@ from caravan.types import Sampling
 log = logging.getLogger("caravan.serve")
 
 
+class EventLike(Protocol):
+    """What one step gave to one request; `text` holds whole characters and no stop text."""
+
+    @property
+    def id(self) -> int: ...
+
+    @property
+    def new_ids(self) -> Sequence[int]: ...
+
+    @property
+    def text(self) -> str: ...
+
+    @property
+    def finished(self) -> bool: ...
+
+    @property
+    def finish_reason(self) -> str | None: ...
+
+
 class EngineLike(Protocol):
     """What the worker needs of an engine (see caravan.engine.engine.Engine)."""
 
-    def submit(self, prompt_ids: list[int], sampling: Sampling) -> Any: ...
+    def submit(self, prompt_ids: Sequence[int], sampling: Sampling, *, index: int = 0) -> int: ...
 
-    def step(self) -> Sequence[Any]: ...
+    def step(self) -> Sequence[EventLike]: ...
 
-    def abort(self, id: Any) -> Any: ...
+    def abort(self, id: int) -> None: ...
 
 
 class QueueFull(Exception):
@@ -64,53 +82,12 @@ class Piece:
     """Why the choice ended without an answer."""
 
 
-class TextStream:
-    """Token ids in, text out: half characters and possible beginnings of stop texts are held back.
-
-    `piece(id)` gives the bytes of a token (b"" for special ones). Bytes that can never become UTF-8 turn into
-    U+FFFD.
-    """
-
-    def __init__(self, piece: Callable[[int], bytes], stop: Sequence[str] = ()) -> None:
-        self._piece = piece
-        self._stop = tuple(stop)
-        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        self._held = ""
-
-    def push(self, ids: Sequence[int]) -> tuple[str, bool]:
-        """Text that is safe to show now, and whether a stop text appeared (the text ends before it)."""
-        return self._cut(self._decoder.decode(b"".join(self._piece(id) for id in ids)))
-
-    def flush(self) -> tuple[str, bool]:
-        """What was held back, at the end of the generation."""
-        text, stopped = self._cut(self._decoder.decode(b"", final=True))
-        if not stopped:
-            text, self._held = text + self._held, ""
-        return text, stopped
-
-    def _cut(self, new: str) -> tuple[str, bool]:
-        text = self._held + new
-        found = [at for at in (text.find(stop) for stop in self._stop) if at >= 0]
-        if found:
-            self._held = ""
-            return text[: min(found)], True
-        keep = max((_overlap(text, stop) for stop in self._stop), default=0)
-        self._held = text[len(text) - keep :]
-        return text[: len(text) - keep], False
-
-
-def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of `text` that begins `stop`."""
-    return next((k for k in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:k])), 0)
-
-
 @dataclass(slots=True, eq=False)
 class _Job:
     prompt_ids: list[int]
     sampling: Sampling
     index: int
     deliver: Callable[[Piece], None]
-    stream: TextStream
     deadline: float
     cancelled: bool = False
     engine_id: Any = None
@@ -140,7 +117,6 @@ class Worker:
     def __init__(
         self,
         engine: EngineLike,
-        piece: Callable[[int], bytes],
         *,
         max_running: int = 16,
         max_queued: int = 64,
@@ -148,7 +124,6 @@ class Worker:
         name: str = "engine",
     ) -> None:
         self._engine = engine
-        self._piece = piece
         self.max_running = max_running
         self.max_queued = max_queued
         self.deadline_seconds = deadline_seconds
@@ -166,15 +141,15 @@ class Worker:
     def submit(
         self, prompt_ids: Sequence[int], sampling: Sampling, deliver: Callable[[Piece], None], n: int = 1
     ) -> Ticket:
-        """Admit one request of n choices, or raise QueueFull or Draining. Choice i draws with seed + i."""
+        """Admit one request of n choices, or raise QueueFull or Draining. Choice i draws as index i
+        of the seed."""
         deadline = time.monotonic() + self.deadline_seconds
         jobs = [
             _Job(
                 prompt_ids=list(prompt_ids),
-                sampling=replace(sampling, seed=sampling.seed + index, stop=()),
+                sampling=sampling,
                 index=index,
                 deliver=deliver,
-                stream=TextStream(self._piece, sampling.stop),
                 deadline=deadline,
             )
             for index in range(n)
@@ -260,7 +235,7 @@ class Worker:
                 error = TimeoutError("the request waited in the queue until its deadline")
             else:
                 try:
-                    job.engine_id = self._engine.submit(job.prompt_ids, job.sampling)
+                    job.engine_id = self._engine.submit(job.prompt_ids, job.sampling, index=job.index)
                     job.started = now
                 except Exception as problem:  # one bad request must not take the others down
                     log.exception("the engine refused a request")
@@ -277,10 +252,7 @@ class Worker:
         for job in list(self._running.values()):
             if job.cancelled or now > job.deadline:
                 self._abort(job)
-                text, _ = job.stream.flush()
-                self._finish(
-                    job, Piece(job.index, text, finish_reason="abort" if job.cancelled else "length")
-                )
+                self._finish(job, Piece(job.index, finish_reason="abort" if job.cancelled else "length"))
 
     def _step(self) -> None:
         if not self._running:
@@ -293,20 +265,13 @@ class Worker:
             return
         for event in events:
             job = self._running.get(event.id)
-            if job is not None:
-                self._handle(job, list(event.new_ids), event.finish_reason if event.finished else None)
-
-    def _handle(self, job: _Job, ids: list[int], reason: str | None) -> None:
-        text, stopped = job.stream.push(ids)
-        if stopped:
-            if reason is None:
-                self._abort(job)
-            self._finish(job, Piece(job.index, text, len(ids), "stop"))
-        elif reason is not None:
-            rest, stopped = job.stream.flush()
-            self._finish(job, Piece(job.index, text + rest, len(ids), "stop" if stopped else reason))
-        else:
-            _deliver(job, Piece(job.index, text, len(ids)))
+            if job is None:
+                continue
+            piece = Piece(job.index, event.text, len(event.new_ids), event.finish_reason)
+            if event.finished:
+                self._finish(job, piece)
+            else:
+                _deliver(job, piece)
 
     def _abort(self, job: _Job) -> None:
         try:
