@@ -19,8 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from caravan.kernels.glu import swiglu
 from caravan.kernels.norm import rms_norm
-from caravan.kernels.rope import rotate
+from caravan.kernels.rope import rotate, split_rotate
 from caravan.model.spec import FFN, Attn, Layer, Norm, Rope, Spec
 
 
@@ -102,16 +103,23 @@ class Attention(nn.Module):
         self.o = nn.Linear(attn.n_head * attn.head_dim, d, bias=attn.o_bias)
         self.qn = make_norm(attn.head_dim, attn.qk_norm) if attn.qk_norm else None
         self.kn = make_norm(attn.head_dim, attn.qk_norm) if attn.qk_norm else None
+        plain = self._rotated if attn.qk_norm is None else self._normed
+        self.heads = plain if rope is not None else self._unrotated
+
+    def _rotated(self, qkv: Tensor, angles: Angles) -> tuple[Tensor, Tensor, Tensor]:
+        return split_rotate(qkv, *angles[self.rope], self.attn.n_head, self.attn.n_kv)  # type: ignore[index]
+
+    def _unrotated(self, qkv: Tensor, angles: Angles) -> tuple[Tensor, Tensor, Tensor]:
+        return qkv.split(self.split, 1)  # type: ignore[return-value]
+
+    def _normed(self, qkv: Tensor, angles: Angles) -> tuple[Tensor, Tensor, Tensor]:
+        q_NHE, k_NKE, v_NKE = qkv.split(self.split, 1)
+        cos, sin = angles[self.rope]  # type: ignore[index]
+        return rotate(self.qn(q_NHE), cos, sin), rotate(self.kn(k_NKE), cos, sin), v_NKE  # type: ignore[misc]
 
     def forward(self, x_ND: Tensor, layer: int, angles: Angles, attend: Attend) -> Tensor:
         qkv = self.qkv(x_ND).view(x_ND.shape[0], -1, self.attn.head_dim)
-        q_NHE, k_NKE, v_NKE = qkv.split(self.split, 1)
-        if self.qn is not None and self.kn is not None:
-            q_NHE, k_NKE = self.qn(q_NHE), self.kn(k_NKE)
-        if self.rope is not None:
-            cos, sin = angles[self.rope]
-            q_NHE, k_NKE = rotate(q_NHE, cos, sin), rotate(k_NKE, cos, sin)
-        return self.o(attend(layer, q_NHE, k_NKE, v_NKE, self.attn.scale).flatten(1))
+        return self.o(attend(layer, *self.heads(qkv, angles), self.attn.scale).flatten(1))
 
 
 class MLP(nn.Module):
@@ -135,10 +143,14 @@ class GLU(nn.Module):
         self.inp = nn.Linear(d, 2 * ffn.d_ff, bias=ffn.bias)
         self.out = nn.Linear(ffn.d_ff, d, bias=ffn.bias)
         self.act = ACTIVATIONS[ffn.act]
+        self.inner = swiglu if ffn.act == "silu" else self._inner
+
+    def _inner(self, inner: Tensor) -> Tensor:
+        gate, up = inner.chunk(2, -1)
+        return self.act(gate) * up
 
     def forward(self, x_ND: Tensor) -> Tensor:
-        gate, up = self.inp(x_ND).chunk(2, -1)
-        return self.out(self.act(gate) * up)
+        return self.out(self.inner(self.inp(x_ND)))
 
 
 class Block(nn.Module):
