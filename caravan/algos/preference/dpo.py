@@ -20,7 +20,7 @@ from caravan.types import Loss
 VERSION = 1
 NEEDS = ("reference",)
 FIRST_LOSS = 0.6931471805599453
-"""The loss while policy and reference agree: ln 2, whatever beta and smoothing are."""
+"""The loss while policy and reference agree: ln 2, whatever beta and smoothing are. The stage audits it."""
 
 
 def loss(
@@ -32,10 +32,12 @@ def loss(
     *,
     beta: float,
     label_smoothing: float = 0.0,
+    weight_P: Tensor | None = None,
 ) -> Loss:
-    """[P] sums of response log-probs under policy and reference -> sum over pairs / normaliser (pairs of the step).
+    """[P] sums of response log-probs under policy and reference -> weighted sum over pairs / normaliser.
 
-    Stats, each divided by the normaliser: implicit rewards beta (log pi - log ref) of both sides, their margin, and
+    The normaliser is the weight of the whole step: its pairs, or its prompts where the pairs of one share a weight
+    of 1. Stats, each divided by the normaliser: implicit rewards beta (log pi - log ref) of both sides, their margin, and
     the accuracy of its sign (a tie counts half).
     """
     chosen_reward_P = beta * (chosen_P - ref_chosen_P)
@@ -44,15 +46,15 @@ def loss(
     loss_P = -(1.0 - label_smoothing) * F.logsigmoid(margin_P)
     if label_smoothing:
         loss_P = loss_P - label_smoothing * F.logsigmoid(-margin_P)
-    value = loss_P.sum() / normaliser
+    share_P = (torch.ones_like(loss_P) if weight_P is None else weight_P.to(loss_P.dtype)) / normaliser
+    value = (share_P * loss_P).sum()
     with torch.no_grad():
-        margin = margin_P.detach()
-        right = (margin > 0).sum() + 0.5 * (margin == 0).sum()
+        right_P = (margin_P > 0).to(share_P.dtype) + 0.5 * (margin_P == 0).to(share_P.dtype)
         stats = {
             "loss": value.detach(),
-            "reward_chosen": chosen_reward_P.detach().sum() / normaliser,
-            "reward_rejected": rejected_reward_P.detach().sum() / normaliser,
-            "margin": margin.sum() / normaliser,
-            "accuracy": right / normaliser,
+            "reward_chosen": (share_P * chosen_reward_P.detach()).sum(),
+            "reward_rejected": (share_P * rejected_reward_P.detach()).sum(),
+            "margin": (share_P * margin_P.detach()).sum(),
+            "accuracy": (share_P * right_P).sum(),
         }
     return Loss(value, stats)
