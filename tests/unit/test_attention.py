@@ -1,0 +1,108 @@
+"""kernels.attention: planning of buckets, and both paths against the loop that defines them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from caravan.kernels import attention
+from caravan.kernels.attention import Segments, Tiled, buckets, reference_attention
+
+RAGGED = (7, 1, 30, 29, 3, 140, 28, 2, 1)
+
+
+def inputs(tokens: int, heads: int, kv: int, width: int, dtype: torch.dtype) -> list[torch.Tensor]:
+    g = torch.Generator().manual_seed(tokens + heads)
+    shapes = [(tokens, heads, width), (tokens, kv, width), (tokens, kv, width)]
+    return [torch.randn(*shape, generator=g).to(dtype).requires_grad_() for shape in shapes]
+
+
+def relative(a: torch.Tensor, b: torch.Tensor) -> float:
+    a, b = a.detach().double(), b.detach().double()
+    return float((a - b).norm() / b.norm())
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(0, 40), max_size=30))
+def test_every_token_has_exactly_one_cell(lengths: list[int]) -> None:
+    seen: list[int] = []
+    for bucket in buckets(lengths):
+        if bucket.take is None:
+            seen += range(bucket.rows * bucket.width)
+            continue
+        assert torch.equal(bucket.take[bucket.back], bucket.at)
+        assert bucket.rows * bucket.width <= attention.PAD_LIMIT * len(bucket.at) + 1e-9
+        seen += bucket.at.tolist()
+    assert sorted(seen) == list(range(sum(lengths)))
+
+
+def test_equal_lengths_are_not_gathered() -> None:
+    (bucket,) = buckets((5, 5, 5))
+    assert (bucket.rows, bucket.width, bucket.take) == (3, 5, None)
+    assert buckets(()) == [] and buckets((0, 0)) == []
+
+
+@pytest.mark.parametrize("lengths", [(6,) * 4, RAGGED, (300,), (1,)])
+@pytest.mark.parametrize("kv", [1, 2, 6])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-6), (torch.bfloat16, 1e-2)])
+def test_values_and_gradients_are_the_reference(
+    lengths: tuple[int, ...], kv: int, dtype: torch.dtype, tolerance: float
+) -> None:
+    qkv = inputs(sum(lengths), 6, kv, 8, dtype)
+    exact = [x.detach().double().requires_grad_() for x in qkv]
+    grad = torch.randn(sum(lengths), 6, 8, generator=torch.Generator().manual_seed(3)).to(dtype)
+    want = reference_attention(lengths, *exact, 0.3)
+    want.backward(grad.double())
+    got = Segments(lengths)(0, *qkv, 0.3)
+    got.backward(grad)
+    assert got.dtype == dtype and relative(got, want) < tolerance
+    for mine, theirs in zip(qkv, exact, strict=True):
+        assert theirs.grad.norm() == 0 or relative(mine.grad, theirs.grad) < 2 * tolerance
+
+
+@pytest.mark.parametrize("keep", [0, 1024])
+def test_tiles_are_exact_in_double_precision(keep: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "TILE", 4)
+    monkeypatch.setattr(attention, "TILE_CELLS", 50)
+    monkeypatch.setattr(attention, "KEEP_LENGTH", keep)
+    qkv = [x.detach().requires_grad_() for x in inputs(2 * 11, 4, 2, 3, torch.float64)]
+    want = reference_attention((11, 11), *qkv, 0.7)
+    assert torch.allclose(Tiled.apply(*qkv, 2, 0.7), want, atol=1e-12)
+    assert torch.autograd.gradcheck(lambda q, k, v: Tiled.apply(q, k, v, 2, 0.7), qkv)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_segment_sees_neither_its_neighbours_nor_its_future(dtype: torch.dtype) -> None:
+    q, k, v = (x.detach() for x in inputs(sum(RAGGED), 4, 2, 8, dtype))
+    attend = Segments(RAGGED)
+    before = attend(0, q, k, v, 0.3)
+    at = 20  # inside the third segment, which covers 8..37
+    k2, v2 = k.clone(), v.clone()
+    k2[at], v2[at] = 50.0, 50.0
+    after = attend(0, q, k2, v2, 0.3)
+    changed = (before != after).flatten(1).any(1).nonzero().flatten()
+    assert changed.min() == at and changed.max() == 37
+    k2[:], v2[:] = float("nan"), float("nan")
+    k2[8:38], v2[8:38] = k[8:38], v[8:38]
+    alone = attend(0, q, k2, v2, 0.3)
+    assert torch.equal(alone[8:38], before[8:38])
+
+
+def test_padding_makes_no_gradient() -> None:
+    lengths = (10, 9, 9)
+    q, k, v = inputs(28, 2, 2, 4, torch.bfloat16)
+    Segments(lengths)(0, q, k, v, 0.5).sum().backward()
+    together = v.grad.clone()
+    for x in (q, k, v):
+        x.grad = None
+    for part in ((0, 10), (10, 19), (19, 28)):
+        Segments((part[1] - part[0],))(0, *(x[slice(*part)] for x in (q, k, v)), 0.5).sum().backward()
+    assert torch.allclose(together.float(), v.grad.float(), atol=0.02)
+
+
+def test_wrong_total_is_a_programmers_mistake() -> None:
+    q, k, v = inputs(5, 2, 2, 4, torch.float32)
+    with pytest.raises(AssertionError):
+        Segments((3, 3))(0, q, k, v, 0.5)
