@@ -105,7 +105,10 @@ def render_rankings(rankings: Iterable[Ranking], tok: Tokenizer, max_tokens: int
 def need(groups: RankedGroups, where: Path | str) -> RankedGroups:
     """The same, or a UserError when nothing is left to train on."""
     if not len(groups):
-        why = ", ".join(f"{count} x {reason}" for reason, count in groups.refused.items()) or "the file is empty"
+        why = (
+            ", ".join(f"{count} x {reason}" for reason, count in groups.refused.items())
+            or "the file is empty"
+        )
         raise UserError(f"{where} holds no preference to train on: {why}", "look at its quarantine.jsonl")
     return groups
 

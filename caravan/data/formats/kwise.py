@@ -1,0 +1,41 @@
+"""Rankings: {prompt, responses: [...], ranks: [...]} with rank 0 best (ties allowed), or scores, higher is better."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from caravan.data.formats._files import Bad, id_of, reader, source_of
+from caravan.data.formats.pairs import PROMPTS, answer_of, prompt_of
+from caravan.types import Ranking
+
+KINDS = ("preferences",)
+ANSWERS = ("responses", "candidates", "answers")
+
+
+def detect(sample: dict[str, Any] | bytes, path: Path) -> str | None:
+    if isinstance(sample, dict) and any(k in sample for k in PROMPTS):
+        answers = next((k for k in ANSWERS if isinstance(sample.get(k), list)), None)
+        order = next((k for k in ("ranks", "scores") if isinstance(sample.get(k), list)), None)
+        if answers and order:
+            return f"records hold {answers!r} and {order!r}"
+    return None
+
+
+def convert(row: dict[str, Any], kind: str) -> Iterator[Ranking]:
+    prompt = prompt_of(row)
+    given = next((row[k] for k in ANSWERS if isinstance(row.get(k), list)), None)
+    if given is None:
+        raise Bad("a list of answers under 'responses'")
+    responses = tuple(answer_of(answer, prompt, "responses")[1] for answer in given)
+    order = row.get("ranks", row.get("scores"))
+    if not isinstance(order, list) or len(order) != len(responses):
+        raise Bad(f"one rank or score for each of the {len(responses)} responses")
+    if not all(isinstance(x, int | float) and not isinstance(x, bool) for x in order):
+        raise Bad("ranks or scores that are numbers")
+    levels = sorted(set(order), reverse="ranks" not in row)
+    yield Ranking(prompt, responses, tuple(levels.index(x) for x in order), id_of(row), source_of(row))
+
+
+read = reader(convert)

@@ -1,0 +1,26 @@
+"""OpenAI messages: {messages: [{role: system|user|assistant|tool, content}]}."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from caravan.data.formats._files import id_of, messages_of, reader, source_of, with_system
+from caravan.types import Conversation
+
+KINDS = ("conversations",)
+
+
+def detect(sample: dict[str, Any] | bytes, path: Path) -> str | None:
+    if isinstance(sample, dict) and isinstance(sample.get("messages"), list):
+        if not isinstance(sample.get("label"), bool) and "chosen" not in sample:
+            return "records hold a list 'messages'"
+    return None
+
+
+def convert(row: dict[str, Any], kind: str) -> Iterator[Conversation]:
+    yield Conversation(with_system(row, messages_of(row.get("messages"))), id_of(row), source_of(row))
+
+
+read = reader(convert)

@@ -1,0 +1,76 @@
+"""Pairs: {prompt, chosen, rejected}, each a text or a list of messages; or {conversations, chosen, rejected}.
+
+The prompt may also stand under `messages`, `question` or `instruction` (with `input`); where there is none, `chosen`
+and `rejected` are whole conversations that differ in the last answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from caravan.data.formats._files import (
+    Bad,
+    id_of,
+    message_of,
+    messages_of,
+    reader,
+    source_of,
+    text_of,
+    with_system,
+)
+from caravan.types import Message, Ranking
+
+KINDS = ("preferences",)
+PROMPTS = ("prompt", "conversations", "messages", "question", "instruction")
+
+
+def detect(sample: dict[str, Any] | bytes, path: Path) -> str | None:
+    if not isinstance(sample, dict) or not sample.keys() >= {"chosen", "rejected"}:
+        return None
+    key = next((k for k in PROMPTS if k in sample), None)
+    if key is not None:
+        return f"records hold {key!r}, 'chosen' and 'rejected'"
+    if isinstance(sample["chosen"], list) and isinstance(sample["rejected"], list):
+        return "'chosen' and 'rejected' are lists of messages"
+    return None
+
+
+def prompt_of(row: dict[str, Any]) -> tuple[Message, ...]:
+    """The messages before the answers; empty if the record has no prompt of its own."""
+    key = next((k for k in PROMPTS if k in row), None)
+    if key is None:
+        return ()
+    if isinstance(row[key], list):
+        return with_system(row, messages_of(row[key]))
+    text, extra = text_of(row, key), row.get("input")
+    text = f"{text}\n{extra}" if key == "instruction" and isinstance(extra, str) and extra.strip() else text
+    return with_system(row, (Message("user", text),))
+
+
+def answer_of(given: Any, prompt: tuple[Message, ...], name: str) -> tuple[tuple[Message, ...], str]:
+    """(messages before, text) of an answer that is a text, a message, or a list that may repeat the prompt."""
+    if isinstance(given, str):
+        return prompt, given
+    turns = (message_of(given),) if isinstance(given, dict) else messages_of(given)
+    if turns[-1].role != "assistant":
+        raise Bad(f"{name!r} to end with an answer of the assistant")
+    return (turns[:-1] or prompt), turns[-1].content
+
+
+def convert(row: dict[str, Any], kind: str) -> Iterator[Ranking]:
+    prompt = prompt_of(row)
+    for name in ("chosen", "rejected"):
+        if name not in row:
+            raise Bad(f"an answer under {name!r}")
+    before, chosen = answer_of(row["chosen"], prompt, "chosen")
+    other, rejected = answer_of(row["rejected"], prompt, "rejected")
+    if before != other:
+        raise Bad("'chosen' and 'rejected' to be the same up to the last answer")
+    if prompt and prompt[0].role == "system" and before[0].role != "system":
+        before = (prompt[0], *before)
+    yield Ranking(before, (chosen, rejected), (0, 1), id_of(row), source_of(row))
+
+
+read = reader(convert)

@@ -1,0 +1,162 @@
+"""Our own files: documents, conversations and rankings, one JSON object per line; quarantine; and the split.
+
+`Spool` decides the held-out part when everything has been seen: by a hash of the key (a text, a prompt), so that the
+same prompt never lies on both sides, adding data moves nothing, and order does not matter.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import orjson
+import zstandard
+
+from caravan.data.formats import Problem
+from caravan.types import Conversation, Document, Message, Ranking, UserError
+
+SPLITS = ("train", "heldout")
+
+
+def dump(value: Document | Conversation | Ranking) -> bytes:
+    """One line of JSON."""
+    return orjson.dumps(value, option=orjson.OPT_APPEND_NEWLINE)
+
+
+@contextmanager
+def packed_writer(path: Path) -> Iterator[io.BufferedIOBase]:
+    """A .zst file to write bytes into; the same bytes in give the same bytes out."""
+    with open(path, "wb") as raw, zstandard.ZstdCompressor(level=3).stream_writer(raw) as packed:
+        yield packed  # type: ignore[misc]
+
+
+def read_lines(path: Path) -> Iterator[Any]:
+    """Every line of one of our .jsonl or .jsonl.zst files, parsed. Raises UserError if it is damaged."""
+    try:
+        with open(path, "rb") as raw:
+            if path.suffix == ".zst":
+                stream = zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True)
+                for line in io.BufferedReader(stream, 1 << 20):  # type: ignore[arg-type]
+                    yield orjson.loads(line)
+            else:
+                yield from map(orjson.loads, raw)
+    except (OSError, orjson.JSONDecodeError, zstandard.ZstdError) as error:
+        raise UserError(
+            f"cannot read {path}: {error}", "`caravan verify` tells whether the artefact is whole"
+        ) from error
+
+
+def read_documents(path: Path) -> Iterator[Document]:
+    """Documents of a corpus file (`train.jsonl.zst`)."""
+    return (Document(**row) for row in read_lines(path))
+
+
+def read_conversations(path: Path) -> Iterator[Conversation]:
+    """Conversations of `train.jsonl` or `heldout.jsonl`."""
+    return (Conversation(_messages(r["messages"]), r["id"], r["source"]) for r in read_lines(path))
+
+
+def read_rankings(path: Path) -> Iterator[Ranking]:
+    """Rankings of `train.jsonl` or `heldout.jsonl`."""
+    for r in read_lines(path):
+        yield Ranking(_messages(r["prompt"]), tuple(r["responses"]), tuple(r["ranks"]), r["id"], r["source"])
+
+
+def _messages(rows: list[dict[str, str]]) -> tuple[Message, ...]:
+    return tuple(Message(m["role"], m["content"]) for m in rows)
+
+
+def digest_of(*texts: str) -> str:
+    """32 hex digits of texts, told apart by their lengths."""
+    h = hashlib.blake2b(digest_size=16)
+    for text in texts:
+        data = text.encode("utf-8", "surrogatepass")
+        h.update(len(data).to_bytes(8, "little") + data)
+    return h.hexdigest()
+
+
+def share_of(digest: str) -> float:
+    """A number in [0, 1) of a digest: below the held-out share means held out."""
+    return int(hashlib.blake2b(b"split" + digest.encode(), digest_size=8).hexdigest(), 16) / 2**64
+
+
+class Quarantine:
+    """Writes what could not be read to quarantine.jsonl; with `strict`, stops at the first."""
+
+    def __init__(self, path: Path, root: Path, strict: bool) -> None:
+        self._file = open(path, "wb")  # noqa: SIM115  (closed by facts())
+        self._root, self._strict = root, strict
+        self.count = 0
+        self._first: list[str] = []
+
+    def __call__(self, problem: Problem) -> None:
+        name = (
+            problem.path.relative_to(self._root).as_posix()
+            if problem.path != self._root
+            else problem.path.name
+        )
+        where = f"{name}, {problem.place}" if problem.place else name
+        if self._strict:
+            raise UserError(
+                f"{where}: expected {problem.expected}", "without --strict it goes to quarantine.jsonl"
+            )
+        row = {"file": name, "place": problem.place, "expected": problem.expected, "sample": problem.sample}
+        self._file.write(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE))
+        self.count += 1
+        if len(self._first) < 5:
+            self._first.append(f"{where}: expected {problem.expected}")
+
+    def facts(self) -> dict[str, Any]:
+        """Close the file; the count, and the first few."""
+        self._file.close()
+        return {"quarantined": self.count, "quarantined_first": self._first}
+
+
+class Spool:
+    """Lines kept on disk until the split can be decided."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._keys: list[tuple[float, str]] = []
+        self._file = open(path, "wb")  # noqa: SIM115  (closed by split())
+
+    def add(self, line: bytes, key: str, forced: str = "") -> None:
+        """A line of JSON, the digest that decides its split, and the split it asks for itself, if any."""
+        self._file.write(line)
+        self._keys.append((share_of(key), forced))
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def split(self, heldout_share: float) -> Iterator[tuple[str, bytes]]:
+        """(split, line) in the order of arrival. With a share above 0 and two keys or more, neither side is empty."""
+        self._file.close()
+        free = sorted({share for share, forced in self._keys if not forced})
+        limit = heldout_share
+        kept_out = any(forced == "heldout" for _, forced in self._keys)
+        if heldout_share > 0 and len(free) > 1 and not kept_out and free[0] >= limit:
+            limit = (free[0] + free[1]) / 2
+        with open(self.path, "rb") as file:
+            for line, (share, forced) in zip(file, self._keys, strict=True):
+                yield forced or ("heldout" if share < limit else "train"), line
+        self.path.unlink()
+
+
+def write_splits(out: Path, spool: Spool, heldout_share: float) -> dict[str, int]:
+    """train.jsonl and heldout.jsonl in `out`; how many lines each."""
+    counts = dict.fromkeys(SPLITS, 0)
+    with open(out / "train.jsonl", "wb") as train, open(out / "heldout.jsonl", "wb") as heldout:
+        for name, line in spool.split(heldout_share):
+            (train if name == "train" else heldout).write(line)
+            counts[name] += 1
+    return counts
+
+
+def texts_of(conversations: Iterable[Conversation]) -> Iterator[str]:
+    """The content of every turn."""
+    for conversation in conversations:
+        yield from (m.content for m in conversation.messages)
