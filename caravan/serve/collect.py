@@ -14,7 +14,7 @@ import sys
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from caravan.types import Ranking, UserError
 
@@ -66,20 +66,10 @@ def main(cfg: Config, store: Store, rt: Runtime) -> int:
 
 
 def lines(rankings: list[Ranking]) -> str:
-    """One JSON object per ranking, the same text for the same feedback."""
+    """One JSON object per ranking (prompt, responses, ranks), the same text for the same feedback."""
     return "".join(
-        json.dumps(_plain(ranking), ensure_ascii=False, sort_keys=True) + "\n" for ranking in rankings
+        json.dumps(asdict(ranking), ensure_ascii=False, sort_keys=True) + "\n" for ranking in rankings
     )
-
-
-def _plain(ranking: Ranking) -> dict[str, Any]:
-    """A pair as prompt/chosen/rejected, which every tool reads; more than two answers as a ranking."""
-    prompt = [asdict(message) for message in ranking.prompt]
-    about = {"id": ranking.id, "source": ranking.source}
-    if sorted(ranking.ranks) == [0, 1]:
-        chosen, rejected = (ranking.responses[ranking.ranks.index(rank)] for rank in (0, 1))
-        return {"prompt": prompt, "chosen": chosen, "rejected": rejected, **about}
-    return {"prompt": prompt, "responses": list(ranking.responses), "ranks": list(ranking.ranks), **about}
 
 
 def sentence(counts: dict[str, int]) -> str:
