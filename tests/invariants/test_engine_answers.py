@@ -177,7 +177,7 @@ def test_weights_are_read_live_and_an_update_forgets_the_cache() -> None:
 def test_logprobs_are_those_of_the_trainer() -> None:
     from caravan.algos.logprobs import token_logprobs
 
-    for dtype, atol in ((torch.float32, 2e-5), (torch.bfloat16, 0.15)):
+    for dtype, atol in ((torch.float32, 2e-5), (torch.bfloat16, 0.05)):
         model = build().to(dtype)
         sampling = Sampling(temperature=0.8, max_tokens=16, seed=4)
         done = Engine(model).generate([[1, 2, 3]], sampling)[0][0]

@@ -1,4 +1,4 @@
-"""The engine's own behaviour: stops, text, limits, abort, bookkeeping. Numbers against the model: invariants/."""
+"""The engine's own behaviour: stops, text, limits, abort, bookkeeping. Its numbers: tests/invariants."""
 
 import pytest
 import torch
@@ -154,7 +154,7 @@ def test_padding_rows_of_the_vocabulary_are_never_drawn(model: Decoder) -> None:
         i for g in engine.generate([[1]] * 30, Sampling(temperature=3.0, max_tokens=20)) for i in g[0].ids
     }
     assert max(drawn) < 33
-    with pytest.raises(UserError, match="outside 0..32"):
+    with pytest.raises(UserError, match=r"outside 0\.\.32"):
         engine.submit([35], Sampling())
     with pytest.raises(UserError, match="41 ids and the model only 40"):
         Engine(model, vocab_size=41)
