@@ -165,7 +165,12 @@ class Store:
             with plain_errors("preparing the run"):
                 remove(path / "out")
                 (path / "out").mkdir(parents=True)
-            yield path
+            try:
+                yield path
+            finally:
+                with contextlib.suppress(OSError):  # a folder that nothing was written to need not stay
+                    (path / "out").rmdir()
+                    path.rmdir()
 
     def run_folder(self, stage: str, key: str) -> Path:
         return self.root / "runs" / f"{re.sub(r'[^a-z0-9_.-]', '_', stage.lower())}-{key[:16]}"

@@ -18,7 +18,7 @@ def resolve(store: Store, text: str, spec: str, make: Make) -> Artefact:
     """The artefact behind `text` where one of the kinds in `spec` is wanted.
 
     A reference comes before a path of the same spelling; `./name` is always the path. A path becomes an
-    artefact: a checkpoint folder as it is, anything else through the stage that makes the kind from raw files.
+    artefact: a checkpoint folder as it is, anything else through the stage that makes the kind from raw data.
     """
     kinds = stage.kinds(spec)
     if text.startswith("hf:"):
