@@ -1,1 +1,1 @@
-"""Evaluation: runner, statistics, tasks."""
+"""What a model can do, with the uncertainty of every number."""

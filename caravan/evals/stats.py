@@ -1,10 +1,10 @@
 """Uncertainty of every number we print: bootstrap over items, paired between models, Wilson for accuracies.
 
-A metric is a ratio of sums over items, sum(score) / sum(weight): with weights 1 a mean, with bits and bytes the
-bits per byte of a corpus. Resampling draws items, so a model's two numbers (or two models' numbers) on one item
-stay together (Efron & Tibshirani 1993, ch. 13; Koehn 2004 for the paired test). The p-value is of the paired
-permutation test: under the hypothesis that the models are alike, the two results of an item could be swapped.
-What we leave out: corrections for many comparisons; the reader sees intervals, not stars.
+A metric is a ratio of sums over items, sum(score) / sum(weight): with weights 1 a mean, with bits and bytes
+the bits per byte of a corpus. Resampling draws items, so a model's two numbers (or two models' numbers) on
+one item stay together (Efron & Tibshirani 1993, ch. 13; Koehn 2004 for the paired test). The p-value is of
+the paired permutation test: under the hypothesis that the models are alike, the two results of an item
+could be swapped. What we leave out: corrections for many comparisons; the reader sees intervals, not stars.
 
 Shapes: I items, R resamples.
 """
@@ -46,7 +46,9 @@ class Difference:
 
 def _array(values: Sequence[float], n: int | None = None) -> np.ndarray:
     array = np.asarray(values, dtype=np.float64)
-    assert array.ndim == 1 and (n is None or len(array) == n), "one number per item, the same items on both sides"
+    assert array.ndim == 1 and (n is None or len(array) == n), (
+        "one number per item, the same items on both sides"
+    )
     return array
 
 
@@ -81,7 +83,8 @@ def bootstrap(
     scores: Sequence[float], weights: Sequence[float] | None = None, *, seed: int = 0,
     resamples: int = RESAMPLES, level: float = 0.95,
 ) -> Interval:  # fmt: skip
-    """sum(scores) / sum(weights) with its percentile interval; weights default to 1 (a mean). NaN for no items."""
+    """sum(scores) / sum(weights) with its percentile interval; weights default to 1 (a mean). NaN for no
+    items."""
     score = _array(scores)
     weight = np.ones_like(score) if weights is None else _array(weights, len(score))
     if not len(score):
@@ -95,7 +98,8 @@ def bootstrap(
 
 def paired_difference(
     a: Sequence[float], b: Sequence[float], a_weights: Sequence[float] | None = None,
-    b_weights: Sequence[float] | None = None, *, seed: int = 0, resamples: int = RESAMPLES, level: float = 0.95,
+    b_weights: Sequence[float] | None = None, *, seed: int = 0, resamples: int = RESAMPLES,
+    level: float = 0.95,
 ) -> Difference:  # fmt: skip
     """metric(b) - metric(a) on the same items in the same order, with interval and two-sided p-value."""
     score_a, score_b = _array(a), _array(b, len(a))
@@ -115,7 +119,7 @@ def paired_difference(
 
 
 def _permutation_p(columns_4I: np.ndarray, observed: float, resamples: int, seed: int) -> float:
-    """Two-sided p: share of random swaps of the two results of items whose difference is as large (with +1)."""
+    """Two-sided p: share of random swaps of the two results of items with as large a difference (+1)."""
     rng = np.random.default_rng([seed, 1])
     first, second = columns_4I[:2], columns_4I[2:]
     half_sum, half_gap = (first + second) / 2, (second - first) / 2
@@ -135,15 +139,16 @@ def _permutation_p(columns_4I: np.ndarray, observed: float, resamples: int, seed
 def paired_bootstrap(
     a: Sequence[float], b: Sequence[float], seed: int = 0, *, resamples: int = RESAMPLES
 ) -> tuple[float, float, float]:
-    """(mean(b) - mean(a), low, high): the difference of two models on the same items, with a 95 % interval."""
+    """(mean(b) - mean(a), low, high): two models on the same items, with a 95 % interval."""
     found = paired_difference(a, b, seed=seed, resamples=resamples)
     return found.value, found.low, found.high
 
 
 def wilson(right: float, n: int, level: float = 0.95) -> Interval:
-    """Share `right / n` with the score interval of Wilson (1927): sound near 0 and 1, where a bootstrap is empty.
+    """Share `right / n` with the score interval of Wilson (1927): sound near 0 and 1, where a bootstrap is
+    empty.
 
-        centre = (p + z^2 / 2n) / (1 + z^2 / n),   half = z sqrt(p (1-p) / n + z^2 / 4n^2) / (1 + z^2 / n)
+    centre = (p + z^2 / 2n) / (1 + z^2 / n),   half = z sqrt(p (1-p) / n + z^2 / 4n^2) / (1 + z^2 / n)
     """
     if n == 0:
         return Interval(math.nan, math.nan, math.nan, 0)

@@ -140,9 +140,7 @@ def eval_facts(taught: tuple[Fact, ...], count: int, *, zh_share: float, seed: i
     return rows
 
 
-def eval_arithmetic(
-    count: int, *, style: Style, zh_share: float, seed: int
-) -> list[dict[str, Any]]:
+def eval_arithmetic(count: int, *, style: Style, zh_share: float, seed: int) -> list[dict[str, Any]]:
     """`count` different held-out sums, two digits by two at most."""
     rng = random.Random(f"{seed}:eval:arithmetic")
     rows: list[dict[str, Any]] = []
