@@ -1,8 +1,8 @@
 """Toy data for the training stages, and a way to run a stage in child processes that are killed at chosen moments.
 
-As a program: `training_toys.py FOLDER STAGE KILLS` runs STAGE in the store FOLDER once per entry of the JSON list KILLS
-(["step", n]: SIGKILL when step n is reported; ["fsync", n]: at the n-th flush to disk, that is inside a checkpoint;
-["none", 0]: to the end) and prints the artefact's id. torch is imported once; every attempt is a fork.
+As a program: `training_toys.py INPUTS RUNS` does each entry [store, stage, changes of the config, kind, at] of the JSON
+list RUNS in a forked child (torch is imported once): kind "step" is SIGKILL when step `at` is reported, "fsync" at the
+at-th flush to disk, that is inside a checkpoint, "none" runs to the end and prints the artefact's folder.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -55,13 +56,13 @@ def artefacts(store, folder: Path):
     }
 
 
-def execute(store_folder: Path, inputs: Path, stage: str, report=None, **runtime):
+def execute(store_folder: Path, inputs: Path, stage: str, report=None, changes=None, **runtime):
     """Run a stage on the toy data through the store."""
     from caravan import stage as stages
     from caravan.store import Store
 
     store = Store(store_folder)
-    cfg = stages.load("stages", stage).Config(**CONFIGS[stage])
+    cfg = stages.load("stages", stage).Config(**{**CONFIGS[stage], **(changes or {})})
     rt = stages.Runtime(device="cpu", threads=1, **({"report": report} if report else {}), **runtime)
     return stages.execute(store, stage, cfg, artefacts(store, inputs)[stage], rt)
 
@@ -70,7 +71,7 @@ def _die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _attempt(store: Path, inputs: Path, stage: str, kind: str, at: int) -> None:
+def _attempt(inputs: Path, store: str, stage: str, changes: dict, kind: str, at: int) -> None:
     def report(done, total, unit, **numbers):
         if kind == "step" and done >= at:
             _die()
@@ -85,8 +86,8 @@ def _attempt(store: Path, inputs: Path, stage: str, kind: str, at: int) -> None:
             real(handle)
 
         os.fsync = fsync
-    art = execute(store, inputs, stage, report, save_steps=2)
-    print(art.id, flush=True)
+    art = execute(Path(store), inputs, stage, report, changes, save_steps=2)
+    print(art.path, flush=True)
 
 
 def main() -> None:
@@ -94,12 +95,11 @@ def main() -> None:
 
     from caravan.stages import pretrain, sft  # noqa: F401
 
-    store, inputs, stage, kills = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], json.loads(sys.argv[4])
-    for kind, at in kills:
+    for run in json.loads(sys.argv[2]):
         child = os.fork()
         if child == 0:
             try:
-                _attempt(store, inputs, stage, kind, at)
+                _attempt(Path(sys.argv[1]), *run)
             except BaseException:
                 import traceback
 
@@ -107,7 +107,26 @@ def main() -> None:
                 os._exit(1)
             os._exit(0)
         _, status = os.waitpid(child, 0)
-        assert os.WIFSIGNALED(status) == (kind != "none"), f"{kind} {at}: status {status}"
+        assert os.WIFSIGNALED(status) if run[3] != "none" else status == 0, f"{run}: status {status}"
+
+
+def start(inputs: Path, runs: list, **env: str) -> subprocess.Popen:
+    """The program in a process of its own, one thread."""
+    here = Path(__file__)
+    return subprocess.Popen(
+        [sys.executable, here, inputs, json.dumps(runs)], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(here.parents[2]), **env},
+    )  # fmt: skip
+
+
+def finish(process: subprocess.Popen, seconds: float = 240) -> list[Path]:
+    """The folders it printed; fails with what it said on stderr."""
+    try:
+        out, err = process.communicate(timeout=seconds)
+    finally:
+        process.kill()
+    assert process.returncode == 0, err
+    return [Path(line) for line in out.splitlines() if line.startswith("/")]
 
 
 if __name__ == "__main__":
