@@ -1,9 +1,10 @@
 """Cleaning one text, and the rules that turn a text down.
 
-Repetition: Rae et al. 2021 (Gopher), table A1, counted as RedPajama-v2 does: every word inside any repeated n-gram,
-both copies, each word once, over the sum of word lengths; a most frequent n-gram counts only if it occurs twice.
-Left out: the rules that suit English web pages alone (stop words, end marks), and all of them for source code. For
-scripts written without spaces only whole lines are compared.
+Repetition: Rae et al. 2021 (Gopher), table A1, counted as RedPajama-v2 does: every word inside any repeated
+n-gram, both copies, each word once, over the sum of word lengths; a most frequent n-gram counts only if seen
+twice. The limits were found on web pages, so a longer text is judged page by page. Left out: the rules
+that suit English web pages alone (stop words, end marks), and all of them for source code. For scripts written
+without spaces only whole lines are compared.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -36,24 +38,44 @@ class Rejection:
 
 
 def normalise(text: str) -> str:
-    """One kind of line end, no control characters but tab and newline, no space at line ends, two blank lines at
-    most. Letters stay as they are: no Unicode normal form is imposed."""
+    """One kind of line end, no control characters but tab and newline, no space at line ends, two blank lines
+    at most. Letters stay as they are: no Unicode normal form is imposed."""
     text = text.replace("\r\n", "\n").replace("\r", "\n").replace("\u2028", "\n").replace("\x85", "\n")
     text = _CONTROL.sub("", text)
     text = _SPACE_AT_END.sub("", text)
     return _BLANK.sub("\n\n\n", text).strip("\n")
 
 
-_SCRIPTS = (
-    ("CJK", "zh"), ("HIRAGANA", "ja"), ("KATAKANA", "ja"), ("HANGUL", "ko"), ("CYRILLIC", "cyrillic"),
-    ("ARABIC", "arabic"), ("DEVANAGARI", "devanagari"), ("GREEK", "greek"), ("HEBREW", "hebrew"), ("THAI", "thai"),
-)  # fmt: skip
-_ENGLISH = frozenset("the be to of and that have with is in it for a you are this not or as".split())
+_SCRIPTS = {
+    "CJK": "zh", "HIRAGANA": "ja", "KATAKANA": "ja", "HANGUL": "ko", "CYRILLIC": "cyrillic",
+    "ARABIC": "arabic", "DEVANAGARI": "devanagari", "GREEK": "greek", "HEBREW": "hebrew", "THAI": "thai",
+}  # fmt: skip
+_ENGLISH = frozenset(
+    (
+        "the",
+        "be",
+        "to",
+        "of",
+        "and",
+        "that",
+        "have",
+        "with",
+        "is",
+        "in",
+        "it",
+        "for",
+        "a",
+        "you",
+        "are",
+        "not",
+        "or",
+    )
+)
 UNSPACED = frozenset(("zh", "ja", "thai"))
 
 
 def language(text: str, sample_chars: int = 4000) -> str:
-    """A label from the script alone: zh, ja, ko, cyrillic, …, en (Latin with English little words), latin, none."""
+    """A label from the script: zh, ja, ko, cyrillic, …, en (Latin with English little words), latin, none."""
     head = text[:sample_chars]
     counts: Counter[str] = Counter()
     for char, n in Counter(head).items():
@@ -77,14 +99,23 @@ def language(text: str, sample_chars: int = 4000) -> str:
 
 def _script(char: str) -> str:
     name = unicodedata.name(char, "")
-    return next((label for start, label in _SCRIPTS if name.startswith(start)), "latin")
+    return next((label for start, label in _SCRIPTS.items() if name.startswith(start)), "latin")
 
 
 def repetition(text: str, words: Sequence[str], hashes_n: np.ndarray, lang: str) -> Rejection | None:
     """The first rule of repetition that the text breaks. `hashes_n` uint64, one per word."""
     if lang == "code":
         return None
-    return _lines(text) or (None if lang in UNSPACED else _ngrams(words, hashes_n))
+    return _lines(text) or (None if lang in UNSPACED else _pages(words, hashes_n))
+
+
+def _pages(words: Sequence[str], hashes_n: np.ndarray, page: int = 2000) -> Rejection | None:
+    """A text breaks the n-gram rules if most of its pages of about 2,000 words do."""
+    count = max(1, round(len(words) / page))
+    edges = [len(words) * k // count for k in range(count + 1)]
+    found = [_ngrams(words[a:b], hashes_n[a:b]) for a, b in pairwise(edges)]
+    broken = [rejection for rejection in found if rejection]
+    return broken[0] if 2 * len(broken) > count else None
 
 
 def _lines(text: str, least: int = 8) -> Rejection | None:

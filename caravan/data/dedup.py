@@ -1,8 +1,9 @@
 """Exact and near duplicates: MinHash over 5-grams, 14 bands of 8 (Broder 1997; the setting of FineWeb).
 
-Two texts that share 80 % of their 5-grams meet in a band with probability 92 %, at 50 % with 5 %; those that meet are
-compared by their whole signatures (standard error 0.04) before one is dropped. Words are the units, characters in
-scripts written without spaces. Numbers are kept as they are: two tables of sums are not the same text.
+Two texts that share 80 % of their 5-grams meet in a band with probability 92 %, at 50 % with 5 %; those that
+meet are compared by their whole signatures (standard error 0.04) before one is dropped. Words are the units,
+characters in scripts written without spaces. Numbers are kept as they are: two tables of sums are not the
+same text.
 
 Legend: K hash functions (112).
 """
@@ -48,7 +49,8 @@ def char_hashes(text: str) -> np.ndarray:
 
 
 def signature(units_n: np.ndarray) -> np.ndarray:
-    """uint32 [K] MinHash signature of a text given as unit hashes; a text shorter than a 5-gram is one shingle."""
+    """uint32 [K] MinHash signature of a text given as unit hashes; a text shorter than a 5-gram is one
+    shingle."""
     grams = units_n[: max(1, len(units_n) - GRAM + 1)]
     for shift in range(1, min(GRAM, len(units_n))):
         grams = fold(grams, units_n[shift : shift + len(grams)])

@@ -1,8 +1,9 @@
 """Which tokens belong to step s: pure functions of (seed, step), so resuming is knowing the step number.
 
-Every loader answers `micro_batches(step, micro_tokens)`: all micro batches of one optimiser step, the same list on
-every machine; rank r of W takes r, r+W, r+2W, … `normaliser(step)` is the weight of the whole step, what the sum of
-losses is divided by, so that neither the number of ranks nor of micro batches changes a gradient.
+Every loader answers `micro_batches(step, micro_tokens)`: all micro batches of one optimiser step, the same
+list on every machine; rank r of W takes r, r+W, r+2W, … `normaliser(step)` is the weight of the whole step,
+what the sum of losses is divided by, so that neither the number of ranks nor of micro batches changes a
+gradient.
 
 Legend: N flat tokens of a batch.
 """
@@ -25,9 +26,9 @@ from caravan.types import Batch, UserError
 class PretrainLoader:
     """Rows of `sequence_length` tokens of the shards in random order, epoch after epoch.
 
-    A row is cut into segments at document ends; each token predicts the next of its document, also over the end of
-    the row. `batch_tokens` is a number, or a function of the step (a ramp): then offsets are running sums, computed
-    once up to the step asked for.
+    A row is cut into segments at document ends; each token predicts the next of its document, also over the
+    end of the row. `batch_tokens` is a number, or a function of the step (a ramp): then offsets are running
+    sums, computed once up to the step asked for.
     """
 
     def __init__(
@@ -92,10 +93,11 @@ class PretrainLoader:
 
 
 class _Epochs:
-    """Examples of given sizes to steps: each once per epoch, in a new random order, about `batch_tokens` a step.
+    """Examples of given sizes to steps: each once per epoch, in a new random order, about `batch_tokens` a
+    step.
 
-    Laid end to end in the epoch's order, an example belongs to the step in whose share of the tokens it starts.
-    A share is never shorter than the longest example, so no step is empty.
+    Laid end to end in the epoch's order, an example belongs to the step in whose share of the tokens it
+    starts. A share is never shorter than the longest example, so no step is empty.
     """
 
     def __init__(self, sizes: Sequence[int], batch_tokens: int, seed: int) -> None:
@@ -197,7 +199,8 @@ def shard_batches(
 
 
 def _rows_batch(shards: Shards, spans: Sequence[tuple[int, int]]) -> Batch:
-    ids, targets, weights, lengths = [], [], [], []
+    ids, targets, weights = [], [], []
+    lengths: list[int] = []
     for start, stop in spans:
         row = np.asarray(shards.tokens[start : stop + 1]).astype(np.int64)
         inner = shards.segments(start, stop)

@@ -26,7 +26,8 @@ class GroupBatch(Batch):
 
 
 def lm_batch(sequences: Sequence[Rendered]) -> Batch:
-    """Segments end to end; every token predicts the next of its segment, with weight where that next is masked."""
+    """Segments end to end; every token predicts the next of its segment, with weight where that next is
+    masked."""
     return _flat([s.ids for s in sequences], [s.mask for s in sequences])
 
 
@@ -61,8 +62,8 @@ def fit(sequence: Rendered, max_tokens: int) -> Rendered | None:
 def first_fit(lengths: Sequence[int], budget: int) -> list[list[int]]:
     """Indices in bins of at most `budget` tokens: first-fit decreasing, ties by index, so always the same.
 
-    An item above the budget has a bin of its own: packing always makes progress. Bins come in the order of their
-    longest item; each bin's indices ascend.
+    An item above the budget has a bin of its own: packing always makes progress. Bins come in the order of
+    their longest item; each bin's indices ascend.
     """
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
     bins: list[list[int]] = []

@@ -1,8 +1,9 @@
-"""A random order of n things without a list of n numbers: a Feistel cipher walked until it lands inside [0, n).
+"""A random order of n things without a list of n numbers: a Feistel cipher walked until it lands inside [0,
+n).
 
-`feistel(i, n, seed)` is a bijection on [0, n). Position 5,000,000,000 of an epoch costs what position 0 costs, which
-makes resuming O(1) and independent of the number of ranks (the idea is grain's `index_shuffle`; Black and Rogaway,
-"Ciphers with arbitrary finite domains", 2002, for the walk).
+`feistel(i, n, seed)` is a bijection on [0, n). Position 5,000,000,000 of an epoch costs what position 0
+costs, which makes resuming O(1) and independent of the number of ranks (the idea is grain's `index_shuffle`;
+Black and Rogaway, "Ciphers with arbitrary finite domains", 2002, for the walk).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Our own files: documents, conversations and rankings, one JSON object per line; quarantine; and the split.
 
-`Spool` decides the held-out part when everything has been seen: by a hash of the key (a text, a prompt), so that the
-same prompt never lies on both sides, adding data moves nothing, and order does not matter.
+`Spool` decides the held-out part when everything has been seen: by a hash of the key (a text, a prompt), so
+that the same prompt never lies on both sides, adding data moves nothing, and order does not matter.
 """
 
 from __future__ import annotations
@@ -133,7 +133,8 @@ class Spool:
         return len(self._keys)
 
     def split(self, heldout_share: float) -> Iterator[tuple[str, bytes]]:
-        """(split, line) in the order of arrival. With a share above 0 and two keys or more, neither side is empty."""
+        """(split, line) in the order of arrival. With a share above 0 and two keys or more, neither side is
+        empty."""
         self._file.close()
         free = sorted({share for share, forced in self._keys if not forced})
         limit = heldout_share

@@ -1,12 +1,12 @@
 """One renderer: messages to token ids and a loss mask, for training, reward, RL, evaluation and serving.
 
-The promise: what is served before an answer is, id for id, what stood before that answer in training. It holds by
-construction. A conversation is laid down turn by turn; every answer starts a piece of its own that is tokenised
-apart, behind exactly the ids a server would send. No merge can cross that seam.
+The promise: what is served before an answer is, id for id, what stood before that answer in training. It
+holds by construction. A conversation is laid down turn by turn; every answer starts a piece of its own that
+is tokenised apart, behind exactly the ids a server would send. No merge can cross that seam.
 
-How a jinja template of unknown shape is cut into turns: each content is wrapped in two private-use marks, inside
-its outer white space (templates like to trim). Where the marks come out tells untrusted text from the template's own,
-and only the latter may become special tokens.
+How a jinja template of unknown shape is cut into turns: each content is wrapped in two private-use marks,
+inside its outer white space (templates like to trim). Where the marks come out tells untrusted text from the
+template's own, and only the latter may become special tokens.
 """
 
 from __future__ import annotations
@@ -48,14 +48,15 @@ def render(messages: Sequence[Message], tok: Tokenizer, generation_prompt: bool 
 
 
 def render_pair(prompt: Sequence[Message], response: str, tok: Tokenizer) -> Rendered:
-    """A prompt and one answer, mask on the answer alone, ending at its stop token (where a reward is read)."""
+    """A prompt and one answer, mask on the answer alone, ending at its stop token (where a reward is
+    read)."""
     before = render(prompt, tok, generation_prompt=True).ids
     whole = render([*prompt, Message("assistant", response)], tok)
     stop = max(i for i, answered in enumerate(whole.mask) if answered) + 1
     return Rendered(whole.ids[:stop], [False] * len(before) + [True] * (stop - len(before)))
 
 
-# -- cutting into turns ------------------------------------------------------------------------------------------
+# -- cutting into turns --------------------------------------------------------------------------------------
 
 
 class _Marks:
@@ -111,7 +112,8 @@ def _tail(text: str, anchor: str) -> str:
 
 
 def _after(text: str, done: str, anchor: str) -> str:
-    """What `text` adds to `done`. Templates may rewrite earlier turns: compare behind the last answer only."""
+    """What `text` adds to `done`. Templates may rewrite earlier turns: compare behind the last answer
+    only."""
     if text.startswith(done):
         return text[len(done) :]
     tail, known = _tail(text, anchor), _tail(done, anchor)
@@ -130,13 +132,14 @@ def _answer(whole: str, prompt: str, anchor: str, marks: _Marks, k: int) -> str:
     tail, known = _tail(whole, anchor), _tail(prompt, anchor)
     if tail.startswith(known):
         return tail[len(known) :]
-    # The prompt holds more than the finished turn shows (an empty thinking block, say): answer behind the prompt.
+    # The prompt holds more than the finished turn shows (an empty thinking block, say): answer behind the
+    # prompt.
     if marks.start(k) not in whole:
         raise UserError("the chat template does not show the assistant's content")
     return "".join(whole.partition(marks.start(k))[1:])
 
 
-# -- encoding one piece ------------------------------------------------------------------------------------------
+# -- encoding one piece --------------------------------------------------------------------------------------
 
 
 def _encode(

@@ -1,8 +1,8 @@
 """Token shards: flat little-endian ids, document ends, and a page that says what they are.
 
-`train.bin` holds ids one after another (uint16 up to 65,536 ids, else uint32), `train.ends.npy` where each document
-ends, `shards.json` the dtype, the vocabulary size and the counts. Nobody has to guess a dtype or look for an
-end-of-text id, which may occur inside a text.
+`train.bin` holds ids one after another (uint16 up to 65,536 ids, else uint32), `train.ends.npy` where each
+document ends, `shards.json` the dtype, the vocabulary size and the counts. Nobody has to guess a dtype or
+look for an end-of-text id, which may occur inside a text.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,7 @@ class Shards:
         first, last = np.searchsorted(self.ends, [start, stop], side="right")
         cuts = self.ends[first:last]
         edges = [start, *(int(c) for c in cuts if start < c < stop), stop]
-        return tuple(b - a for a, b in zip(edges, edges[1:], strict=False) if b > a)
+        return tuple(b - a for a, b in pairwise(edges) if b > a)
 
     def documents(self) -> Iterator[np.ndarray]:
         """The ids of each document, in order."""

@@ -1,9 +1,9 @@
 """Chat templates: jinja text that comes with a checkpoint, run in a sandbox.
 
 A template is somebody else's program. It runs in jinja's immutable sandbox (no attribute access to Python
-internals, no mutation of what we pass in), and every `for` loop draws on one budget per call, so that a template
-cannot hang us. Names that checkpoints expect are there: `raise_exception`, `strftime_now`, `tojson`, loop
-controls and the `generation` block.
+internals, no mutation of what we pass in), and every `for` loop draws on one budget per call, so that a
+template cannot hang us. Names that checkpoints expect are there: `raise_exception`, `strftime_now`, `tojson`,
+loop controls and the `generation` block.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ CHATML = (
 
 PLAIN = (
     "{% for message in messages %}"
-    "{% if message['role'] == 'assistant' %}{{ '### Assistant:\n' + message['content'] + eos_token + '\n\n' }}"
+    "{% if message['role'] == 'assistant' %}"
+    "{{ '### Assistant:\n' + message['content'] + eos_token + '\n\n' }}"
     "{% elif message['role'] == 'system' %}{{ '### System:\n' + message['content'] + '\n\n' }}"
     "{% elif message['role'] == 'tool' %}{{ '### Tool:\n' + message['content'] + '\n\n' }}"
     "{% else %}{{ '### User:\n' + message['content'] + '\n\n' }}{% endif %}"
@@ -73,7 +74,7 @@ def _bounded(context: jinja2.runtime.Context, items: Iterable[Any]) -> list[Any]
 
 
 class _Generation(Extension):
-    """`{% generation %}…{% endgeneration %}` marks assistant text for other renderers; here it is transparent."""
+    """`{% generation %}…{% endgeneration %}` marks assistant text elsewhere; here it is transparent."""
 
     tags = {"generation"}  # noqa: RUF012  (jinja reads a plain class attribute)
 

@@ -1,10 +1,10 @@
 """Text to ids and back: byte-level BPE of our own, or whatever tokenizer a checkpoint brings.
 
-Ours: byte-level BPE with the `qwen2` split (digits one by one: small models learn sums that way), no normalizer,
-so that `decode(encode(x)) == x` for every text. Four special tokens, ids 0 to 3.
+Ours: byte-level BPE with the `qwen2` split (digits one by one: small models learn sums that way), no
+normalizer, so that `decode(encode(x)) == x` for every text. Four special tokens, ids 0 to 3.
 
-Special tokens are never read out of text. Whoever types `<|im_end|>` gets the nine pieces of that text, not the
-token; the renderer puts special tokens in by id.
+Special tokens are never read out of text. Whoever types `<|im_end|>` gets the nine pieces of that text, not
+the token; the renderer puts special tokens in by id.
 """
 
 from __future__ import annotations
@@ -80,7 +80,8 @@ class Tokenizer:
     # -- reading and writing -------------------------------------------------------------------------------
     @classmethod
     def load(cls, folder: Path | str) -> Tokenizer:
-        """From a Hugging Face folder (tokenizer.json, or GPT-2's vocab.json with merges.txt). Raises UserError."""
+        """From a Hugging Face folder (tokenizer.json, or GPT-2's vocab.json with merges.txt). Raises
+        UserError."""
         folder = Path(folder)
         config = {**_json(folder / "special_tokens_map.json"), **_json(folder / "tokenizer_config.json")}
         if (folder / "tokenizer.json").exists():
@@ -135,7 +136,8 @@ class Tokenizer:
         ids: list[int] = backend.encode(_whole(text), add_special_tokens=False).ids
         if self._control.isdisjoint(ids):
             return ids
-        # A unigram model may hold a special token's text as an ordinary piece: cut that text after one character.
+        # A unigram model may hold a special token's text as an ordinary piece: cut that text after one
+        # character.
         ids = []
         for piece in self._inside_special.split(text):
             ids += backend.encode(_whole(piece), add_special_tokens=False).ids
@@ -196,7 +198,8 @@ class Tokenizer:
         return template.PLAIN
 
     def _turn_end(self) -> int | None:
-        """The first special token that the template puts behind an answer; the end of text if it puts none."""
+        """The first special token that the template puts behind an answer; the end of text if it puts
+        none."""
         probe = [{"role": "user", "content": "\uf8f0"}, {"role": "assistant", "content": "\uf8f1"}]
         try:
             text = template.fill(self.chat_template, probe, False, self.token_texts)
@@ -208,7 +211,8 @@ class Tokenizer:
 
 
 def train(texts: Iterable[str], vocab_size: int, min_count: int = 2) -> Tokenizer:
-    """Byte-level BPE of `vocab_size` ids at most (256 bytes + 4 specials at least). Same texts, same tokenizer."""
+    """Byte-level BPE of `vocab_size` ids at most (256 bytes + 4 specials at least). Same texts, same
+    tokenizer."""
     if vocab_size < 256 + len(SPECIALS):
         raise UserError(
             f"a byte-level vocabulary needs at least {256 + len(SPECIALS)} entries, not {vocab_size}",
@@ -250,7 +254,8 @@ def copy_files(source: Path, target: Path) -> None:
 
 
 def _pieces(texts: Iterable[str], limit: int = 1 << 16) -> Iterator[str]:
-    """Long texts in parts: the trainer holds whole pieces in memory. Cut at line ends, where the split cuts too."""
+    """Long texts in parts: the trainer holds whole pieces in memory. Cut at line ends, where the split cuts
+    too."""
     for text in texts:
         start = 0
         while start < len(text):
@@ -314,7 +319,11 @@ def _without_prefix(definition: dict[str, Any], special: dict[str, int]) -> toke
 def _gpt2(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """GPT-2's two files; the `#version` line of merges.txt is optional."""
     lines = (folder / "merges.txt").read_text(encoding="utf-8").split("\n")
-    merges = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
+    merges = [
+        (line.partition(" ")[0], line.partition(" ")[2])
+        for line in lines
+        if line and not line.startswith("#version")
+    ]
     vocab = _json(folder / "vocab.json")
     backend = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=merges))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -325,7 +334,8 @@ def _gpt2(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _stops_of_model(folder: Path, definition: dict[str, Any], config: dict[str, Any]) -> list[int]:
-    """Stop ids from generation_config.json and config.json; names of bos and eos are filled in when missing."""
+    """Stop ids from generation_config.json and config.json; names of bos and eos are filled in when
+    missing."""
     model = {**_json(folder / "config.json"), **_json(folder / "generation_config.json")}
     text_of = (
         {i: t for t, i in ((definition.get("model") or {}).get("vocab") or {}).items()}

@@ -22,7 +22,8 @@ VERSION = 1
 @dataclass(frozen=True, kw_only=True)
 class Config:
     heldout_share: float = 0.02
-    """Share kept out of training, by a hash of what stands before the first answer; `"split"` in a record wins."""
+    """Share kept out of training, by a hash of what stands before the first answer; `"split"` in a record
+    wins."""
     max_chars: int = 200_000
     """Longer conversations go to quarantine (characters)."""
     record_bytes: int = 16 << 20

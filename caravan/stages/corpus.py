@@ -31,7 +31,8 @@ class Config:
     repetition: bool = True
     """Remove documents that repeat lines or word n-grams too much (Gopher's limits; not for source code)."""
     near_duplicates: float = 0.75
-    """Remove a document whose 5-grams agree with an earlier one's to at least this share; 0 keeps near duplicates."""
+    """Remove a document whose 5-grams agree with an earlier one's to at least this share; 0 keeps near
+    duplicates."""
     languages: tuple[str, ...] = ()
     """Keep these languages only (zh, en, latin, code, ...; by script); empty keeps all."""
     heldout_share: float = 0.02

@@ -1,4 +1,5 @@
-"""Read preferences of any known format (pairs or rankings), check and deduplicate them, keep a part out of training."""
+"""Read preferences of any known format (pairs or rankings), check and deduplicate them, keep a part out of
+training."""
 
 from __future__ import annotations
 

@@ -61,7 +61,8 @@ def _texts(cfg: Config, corpus: Artefact, chats: Artefact | None, rt: Runtime) -
 def _measure(
     cfg: Config, tokenizer: Tokenizer, corpus: Artefact, chats: Artefact | None
 ) -> tuple[dict[str, Any], int]:
-    """Bytes per token, overall, per language and on chats; how many ids occur. Checks that text comes back whole."""
+    """Bytes per token, overall, per language and on chats; how many ids occur. Checks that text comes back
+    whole."""
     sizes: dict[str, list[int]] = {}
     used: set[int] = set()
 

@@ -3,9 +3,11 @@
 A format module has a one-line docstring that names it, and
 
     KINDS    what it can give: "corpus" (Document), "conversations" (Conversation), "preferences" (Ranking)
-    detect   detect(sample, path) -> the reason why it is this format, or None. The sample is a record (dict), or
+    detect   detect(sample, path) -> the reason why it is this format, or None. The sample is a record
+    (dict), or
              the first bytes of a file
-    read     read(path, kind, on_bad, limits) -> Iterator[Found]; what cannot be read goes to on_bad, with its place
+    read     read(path, kind, on_bad, limits) -> Iterator[Found]; what cannot be read goes to on_bad, with
+    its place
 
 Which format a file has is found out from its content, and the reason is kept.
 """
@@ -40,8 +42,8 @@ def load(name: str) -> ModuleType:
 def files(root: Path, on_bad: OnBad) -> list[Path]:
     """Every ordinary file below `root` (or `root` itself) in the order of their names.
 
-    Links to folders are not followed, nor links that lead out of `root` or nowhere; both go to `on_bad`. Hidden
-    files and an artefact's own manifest are left out. Raises UserError if a folder cannot be read.
+    Links to folders are not followed, nor links that lead out of `root` or nowhere; both go to `on_bad`.
+    Hidden files and an artefact's own manifest are left out. Raises UserError if a folder cannot be read.
     """
     if root.is_file():
         return [root]
@@ -96,8 +98,8 @@ def choose(path: Path, kind: str, limits: Limits) -> tuple[str, str] | None:
 def read_all(root: Path, kind: str, on_bad: OnBad, limits: Limits, chosen: dict[str, str]) -> Iterator[Found]:
     """Everything of `kind` below `root`; `chosen` is filled with file -> "format: reason".
 
-    A file that no format can read goes to `on_bad`. Raises UserError if there is no file at all, or none of a known
-    format.
+    A file that no format can read goes to `on_bad`. Raises UserError if there is no file at all, or none of
+    a known format.
     """
     paths = files(root, on_bad)
     if not paths:

@@ -1,7 +1,8 @@
-"""Files to lines and records, whatever they are packed in: .gz .bz2 .xz .zst, JSON lines, JSON arrays, parquet.
+"""Files to lines and records, whatever they are packed in: .gz .bz2 .xz .zst, JSON lines, JSON arrays,
+parquet.
 
-Nothing here reads a whole compressed file, or a line longer than the limit, into memory (a JSON array is one value
-and must be). Every complaint names the file, the place and what was expected.
+Nothing here reads a whole compressed file, or a line longer than the limit, into memory (a JSON array is one
+value and must be). Every complaint names the file, the place and what was expected.
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """One thing read, with the split its record asks for ("train", "heldout", or "" to let the stage decide)."""
+    """One thing read, with the split its record asks for ("train", "heldout", or "" to let the stage
+    decide)."""
 
     value: Document | Conversation | Ranking
     split: str = ""
@@ -91,7 +93,7 @@ def chunks(path: Path, on_bad: OnBad) -> Iterator[bytes]:
                 ".gz": gzip.open,
                 ".bz2": bz2.open,
                 ".xz": lzma.open,
-            }.get(suffix, lambda p: open(p, "rb"))
+            }.get(suffix, lambda p: p.open("rb"))
             with opener(path) as file:
                 read = getattr(file, "read1", file.read)
                 while chunk := read(_CHUNK):
@@ -248,15 +250,14 @@ def reader(convert: Convert) -> Callable[[Path, str, OnBad, Limits], Iterator[Fo
     return read
 
 
-# -- what several formats ask of a record ------------------------------------------------------------------------
+# -- what several formats ask of a record --------------------------------------------------------------------
 
 _ROLES = {
     "human": "user", "user": "user", "prompter": "user", "question": "user",
-    "gpt": "assistant", "assistant": "assistant", "chatgpt": "assistant", "bing": "assistant", "bard": "assistant",
-    "model": "assistant", "bot": "assistant", "answer": "assistant", "function_call": "assistant",
-    "system": "system", "developer": "system",
-    "tool": "tool", "function": "tool", "observation": "tool", "ipython": "tool", "function_response": "tool",
-}  # fmt: skip
+    "gpt": "assistant", "assistant": "assistant", "chatgpt": "assistant", "bing": "assistant", "bard":
+    "assistant", "model": "assistant", "bot": "assistant", "answer": "assistant", "function_call":
+    "assistant", "system": "system", "developer": "system", "tool": "tool", "function": "tool",
+    "observation": "tool", "ipython": "tool", "function_response": "tool", }  # fmt: skip
 
 
 def text_of(row: dict[str, Any], key: str, missing: str | None = None) -> str:

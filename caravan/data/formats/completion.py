@@ -1,4 +1,5 @@
-"""Prompt and completion: {prompt, completion}, both text; an end-of-text mark behind the completion is dropped."""
+"""Prompt and completion: {prompt, completion}, both text; an end-of-text mark behind the completion is
+dropped."""
 
 from __future__ import annotations
 

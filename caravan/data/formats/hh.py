@@ -1,4 +1,5 @@
-"""HH-RLHF: {chosen, rejected}, whole transcripts of "\\n\\nHuman: …\\n\\nAssistant: …" that differ in the last answer."""
+"""HH-RLHF: {chosen, rejected}, whole transcripts of "\\n\\nHuman: …\\n\\nAssistant: …" that differ in the
+last answer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""KTO: {messages, label: true|false}; the answers labelled true are conversations, the others are left out."""
+"""KTO: {messages, label: true|false}; the answers labelled true are conversations, the others are left
+out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Rankings: {prompt, responses: [...], ranks: [...]} with rank 0 best (ties allowed), or scores, higher is better."""
+"""Rankings: {prompt, responses: [...], ranks: [...]} with rank 0 best (ties allowed), or scores, higher is
+better."""
 
 from __future__ import annotations
 

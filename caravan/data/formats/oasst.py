@@ -1,4 +1,5 @@
-"""OpenAssistant trees: {prompt: {text, role, replies: [...]}}; threads as conversations, ranked siblings as rankings."""
+"""OpenAssistant trees: {prompt: {text, role, replies: [...]}}; threads as conversations, ranked siblings as
+rankings."""
 
 from __future__ import annotations
 

@@ -13,10 +13,9 @@ KINDS = ("conversations",)
 
 
 def detect(sample: dict[str, Any] | bytes, path: Path) -> str | None:
-    if isinstance(sample, dict) and isinstance(sample.get("messages"), list):
-        if not isinstance(sample.get("label"), bool) and "chosen" not in sample:
-            return "records hold a list 'messages'"
-    return None
+    if not isinstance(sample, dict) or isinstance(sample.get("label"), bool) or "chosen" in sample:
+        return None
+    return "records hold a list 'messages'" if isinstance(sample.get("messages"), list) else None
 
 
 def convert(row: dict[str, Any], kind: str) -> Iterator[Conversation]:

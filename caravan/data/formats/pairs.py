@@ -1,7 +1,7 @@
 """Pairs: {prompt, chosen, rejected}, each a text or a list of messages; or {conversations, chosen, rejected}.
 
-The prompt may also stand under `messages`, `question` or `instruction` (with `input`); where there is none, `chosen`
-and `rejected` are whole conversations that differ in the last answer.
+The prompt may also stand under `messages`, `question` or `instruction` (with `input`); where there is none,
+`chosen` and `rejected` are whole conversations that differ in the last answer.
 """
 
 from __future__ import annotations
@@ -50,7 +50,8 @@ def prompt_of(row: dict[str, Any]) -> tuple[Message, ...]:
 
 
 def answer_of(given: Any, prompt: tuple[Message, ...], name: str) -> tuple[tuple[Message, ...], str]:
-    """(messages before, text) of an answer that is a text, a message, or a list that may repeat the prompt."""
+    """(messages before, text) of an answer that is a text, a message, or a list that may repeat the
+    prompt."""
     if isinstance(given, str):
         return prompt, given
     turns = (message_of(given),) if isinstance(given, dict) else messages_of(given)

@@ -1,7 +1,8 @@
-"""ShareGPT: {conversations: [{from: human|gpt|system|function_call|observation, value}]}, with optional system, tools.
+"""ShareGPT: {conversations: [{from: human|gpt|system|function_call|observation, value}]}, with optional
+system, tools.
 
-Tools become part of the system turn, one JSON object a line; a function call becomes an assistant turn between
-<tool_call> tags (the convention of the Qwen and Hermes templates), an observation a tool turn.
+Tools become part of the system turn, one JSON object a line; a function call becomes an assistant turn
+between <tool_call> tags (the convention of the Qwen and Hermes templates), an observation a tool turn.
 """
 
 from __future__ import annotations

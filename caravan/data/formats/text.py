@@ -1,4 +1,5 @@
-"""Plain text: .txt .md .rst, source code, or anything else that is UTF-8 text; one file is one document or several.
+"""Plain text: .txt .md .rst, source code, or anything else that is UTF-8 text; one file is one document or
+several.
 
 A file longer than the limit is cut at empty lines (at any line, where there are none).
 """
