@@ -68,11 +68,11 @@ class TensorFolder(Mapping[str, Tensor]):
         self.folder = Path(folder)
         self.where: dict[str, str] = {}
         self._open: dict[str, Any] = {}
-        index = self.folder / "model.safetensors.index.json"
-        if index.exists():
+        index, single = self.folder / "model.safetensors.index.json", self.folder / "model.safetensors"
+        if index.exists() and not single.exists():
             self._read_index(index)
             return
-        files = sorted(self.folder.glob("*.safetensors"))
+        files = [single] if single.exists() else sorted(self.folder.glob("*.safetensors"))
         if not files:
             unsafe = sorted(p.name for p in self.folder.glob("*.bin")) + sorted(p.name for p in self.folder.glob("*.pt"))
             raise UserError(

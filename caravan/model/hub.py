@@ -13,7 +13,7 @@ from pathlib import Path
 from caravan.types import UserError
 
 ALLOWED = [
-    "*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", "tokenizer.json",
+    "model*.safetensors", "model.safetensors.index.json", "config.json", "generation_config.json", "tokenizer.json",
     "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
     "tokenizer.model", "*.jinja",
 ]  # fmt: skip
