@@ -1,8 +1,8 @@
 """A model folder in, a quantised model folder out: which weights, in which layout, and how far off they are.
 
-The projections inside the blocks are quantised; embeddings, output head, norms and biases stay as they are, byte
-for byte. A weight whose inputs do not divide into groups stays too and is named in `ignore`. Fused projections are
-cut up again by the family's own weight rules, so the folder holds the usual names.
+The projections inside the blocks are quantised; embeddings, output head, norms and biases stay as they are,
+byte for byte. A weight whose inputs do not divide into groups stays too and is named in `ignore`. Fused
+projections are cut up again by the family's own weight rules, so the folder holds the usual names.
 
 GPTQ goes block by block on activations of the already quantised prefix, and inside a block in the order
 qkv, o, up, down, the block being run again in between ("true sequential").
@@ -221,8 +221,8 @@ def quantization_config(grid: Grid, left: Sequence[str], transposed: bool) -> di
 
 
 def swap(model: Decoder, folder: Path) -> int:
-    """Replace the projections of a model loaded from a quantised `folder` by integer ones, for serving on a CPU;
-    returns how many. A folder that is not quantised changes nothing."""
+    """Put integer projections into a model loaded from a quantised `folder`, for serving on a CPU; returns
+    how many. A folder that is not quantised changes nothing."""
     config = checkpoint.read_config(folder)
     if not config.get("quantization_config"):
         return 0

@@ -1,11 +1,12 @@
 """GPTQ: round one input column at a time and let the columns still to come make up for the error.
 
 Frantar et al. 2022 (arXiv:2210.17323). For a layer y = W x with inputs seen on calibration text, minimise
-||(W - Q) X||^2. With H = sum x x^T (damped by 1 % of its mean diagonal) and U the upper Cholesky factor of H^-1,
-column i is rounded, its error e = (w_i - q_i) / U_ii, and e U_i,j is taken off every later column j.
+||(W - Q) X||^2. With H = sum x x^T (damped by 1 % of its mean diagonal) and U the upper Cholesky factor of
+H^-1, column i is rounded, its error e = (w_i - q_i) / U_ii, and e U_i,j is taken off every later column j.
 
-Columns go in order of falling diag H (act-order), with *static groups*: scales come from the original weights, so
-that inference needs no reordering (and no group ever sees half-updated weights, a trap of the original code).
+Columns go in order of falling diag H (act-order), with *static groups*: scales come from the original
+weights, so that inference needs no reordering (and no group ever sees half-updated weights, a trap of the
+original code).
 
 Shapes: N outputs, K inputs, G groups per row, M rows of calibration activations.
 """

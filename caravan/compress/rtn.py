@@ -1,7 +1,8 @@
 """Round to nearest: the simplest quantisation, and the grid all others use.
 
-Symmetric, per group of inputs: s = max|w| / (2^(bits-1) - 1), q = clamp(round(w / s), -2^(bits-1), 2^(bits-1) - 1).
-The scale is rounded to the type it is stored in *before* q is chosen, so nothing is lost by storing it in 16 bits.
+Symmetric, per group of inputs: s = max|w| / (2^(bits-1) - 1), q = round(w / s), kept inside -2^(bits-1) ..
+2^(bits-1) - 1. The scale is rounded to the type it is stored in *before* q is chosen, so nothing is lost by
+storing it in 16 bits.
 
 Shapes: N outputs, K inputs, G groups per row.
 """

@@ -21,12 +21,12 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
-from torch import nn
 
 from caravan.algos.sampling import sample, stream_key, uniform
 from caravan.engine.runner import Lanes, Runner
 from caravan.engine.scheduler import Request, Scheduler
 from caravan.engine.text import TextStream
+from caravan.model.decoder import Decoder
 from caravan.types import Completion, Sampling, UserError
 
 FinishReason = Literal["stop", "length", "abort"]
@@ -63,7 +63,7 @@ class Engine:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Decoder,
         *,
         stop_ids: frozenset[int] = frozenset(),
         max_seqs: int = 16,

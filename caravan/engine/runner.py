@@ -20,9 +20,10 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from caravan.engine.scheduler import Plan, Request, Row
+from caravan.model.decoder import Decoder
 
 _GROUP_WASTE = 1.5
 """Chunks share one padded call while it costs at most this many times their own attention."""
@@ -264,7 +265,7 @@ class Runner:
     """The module and its lanes. Weights are read from the module at every step; nothing is copied, except the
     output head of a 16-bit model, in float32, so that log-probabilities are not rounded to 8 bits."""
 
-    def __init__(self, model: nn.Module, lanes: Lanes) -> None:
+    def __init__(self, model: Decoder, lanes: Lanes) -> None:
         self.model = model
         self.lanes = lanes
         self._head: tuple[Tensor, Tensor | None] | None = None

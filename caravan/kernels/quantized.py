@@ -1,14 +1,14 @@
 """Integer weights: packing, dequantising, and a linear layer on 4- or 8-bit weights with 16-bit activations.
 
-A weight row is q * s with q a signed integer and s one scale per row (8 bits) or per group of inputs (4 bits). On
-disk this is the compressed-tensors "pack-quantized" layout, which transformers and vLLM read: `weight_packed`
-int32 [N, K * bits / 32] with q + 2^(bits-1) packed along the inputs, lowest bits first; `weight_scale` [N, K / g];
-`weight_shape` int64 [2].
+A weight row is q * s with q a signed integer and s one scale per row (8 bits) or per group of inputs (4
+bits). On disk this is the compressed-tensors "pack-quantized" layout, which transformers and vLLM read:
+`weight_packed` int32 [N, K * bits / 32] with q + 2^(bits-1) packed along the inputs, lowest bits first;
+`weight_scale` [N, K / g]; `weight_shape` int64 [2].
 
-The fast products are private operators of torch: they are used only after a self-test at first use, with bfloat16
-activations (float32 ones take a scalar path, slower than no quantisation at all), and for few rows: their time is
-linear in the rows, so from `PACKED_ROWS` on a dense bfloat16 copy wins. Reference and fallback is `F.linear` on
-the dequantised weight.
+The fast products are private operators of torch: they are used only after a self-test at first use, with
+bfloat16 activations (float32 ones take a scalar path, slower than no quantisation at all), and for few rows:
+their time is linear in the rows, so from `PACKED_ROWS` on a dense bfloat16 copy wins. Reference and fallback
+is `F.linear` on the dequantised weight.
 
 Shapes: N outputs, K inputs, G groups per row, M rows of activations.
 """
@@ -70,7 +70,7 @@ def scheme(config: Mapping[str, Any]) -> tuple[int, bool]:
     if not good:
         raise UserError(
             f"this kind of quantised checkpoint is not read: {found}",
-            "supported: compressed-tensors pack-quantized, symmetric 4- or 8-bit weights in groups or channels",
+            "supported: compressed-tensors pack-quantized, symmetric 4 or 8 bits, per group or channel",
         )
     return int(weights["num_bits"]), bool(config.get("transposed", False))
 
@@ -193,7 +193,10 @@ class QuantLinear(nn.Module):
         self.group = K // scale_NG.shape[1]
         self.bias = bias
         self.fast = _fits(N, K, scale_NG.shape[1], bits) and packed_product_works(bits)
-        self.packed, self.scale = _prepare(q_NK, scale_NG, bits) if self.fast else (None, None)
+        self.packed: Tensor | None = None
+        self.scale: Tensor | None = None
+        if self.fast:
+            self.packed, self.scale = _prepare(q_NK, scale_NG, bits)
         self.dense_NK = expand(q_NK, scale_NG).to(torch.bfloat16 if self.fast else torch.float32)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """Make a model smaller: 8- or 4-bit weights, by rounding to nearest or by GPTQ.
 
-The projections inside the blocks become integers with scales; embeddings, head and norms stay as they are. The
-result is a plain folder in the compressed-tensors layout ("pack-quantized", symmetric), which transformers with
-`compressed-tensors` installed and vLLM open, and which every stage here takes as a model.
+The projections inside the blocks become integers with scales; embeddings, head and norms stay as they are.
+The result is a plain folder in the compressed-tensors layout ("pack-quantized", symmetric), which
+transformers with `compressed-tensors` installed and vLLM open, and which every stage here takes as a model.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ class Config:
     bits: Literal[8, 4] = 8
     """Bits per weight. 8 is nearly free of loss; 4 halves the file again and is felt by small models."""
     group: int | None = None
-    """Inputs that share a scale: 32, 64, 128 or 256; 0 is one scale per output row. None: 64 for 4 bits, 0 for 8."""
+    """Inputs that share a scale: 32, 64, 128, 256, or 0 for all of a row. None: 64 for 4 bits, 0 for 8."""
     method: Literal["rtn", "gptq"] = "rtn"
-    """rtn rounds to nearest and needs no data; gptq needs calibration conversations and loses less at 4 bits."""
+    """rtn rounds to nearest and needs no data; gptq needs conversations and loses less at 4 bits."""
     samples: int = 128
     """gptq: conversations to calibrate on."""
     tokens: int = 512

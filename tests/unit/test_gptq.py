@@ -27,7 +27,7 @@ def test_moments_are_a_mean() -> None:
 
 
 def naive(weight: torch.Tensor, H: torch.Tensor, bits: int, group: int) -> torch.Tensor:
-    """The optimal-brain update, one column at a time, with the inverse worked out anew for the columns left."""
+    """The optimal-brain update, one column at a time, the inverse worked out anew each time."""
     scale = rtn.scales(weight, bits, group).repeat_interleave(group, 1).double()
     W, H = weight.double().clone(), H.double().clone()
     H.diagonal().add_(0.01 * float(H.diagonal().mean()))
