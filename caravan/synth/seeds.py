@@ -1,9 +1,9 @@
 """Everything `caravan quickstart` learns from, written into one folder: offline, seeded, in a few seconds.
 
     text/*.jsonl            documents for pretraining, one file per kind
-    chats.jsonl             conversations (OpenAI messages); "split": "heldout" marks those never trained
+    chats.jsonl             conversations (OpenAI messages); "split": "heldout" is never trained
     preferences.jsonl       {"prompt", "responses", "ranks", "split"}
-    prompts.jsonl           {"messages"} ending in a user turn: what reinforcement learning practises on
+    prompts.jsonl           conversations whose questions reinforcement learning practises on
     eval_facts.jsonl        {"id", "question", "answer", "kind"}: held-out phrasings about taught functions
     eval_arithmetic.jsonl   the same about held-out pairs of numbers
 
@@ -38,7 +38,7 @@ class Sizes:
     arithmetic: int = 6_000
     """Trained sums."""
     persona_repeats: int = 4
-    """How often each question about the assistant itself occurs in chats.jsonl."""
+    """How often each question about the assistant itself opens a longer conversation, beside the one alone."""
     unknown: int = 200
     """Questions about functions that do not exist."""
     mixed: int = 1_500
@@ -73,19 +73,18 @@ def _write(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
 
 def _chat_row(chat: Conversation, split: str) -> dict[str, Any]:
     messages = [{"role": m.role, "content": m.content} for m in chat.messages]
-    row: dict[str, Any] = {"id": chat.id, "messages": messages, "source": chat.source, "task": chat.source}
-    return row | {"split": "heldout"} if split == "heldout" else row
+    return {"id": chat.id, "messages": messages, "source": chat.source, "task": chat.source, "split": split}
 
 
 def _ranking_row(ranking: Ranking, split: str) -> dict[str, Any]:
-    row: dict[str, Any] = {
+    return {
         "id": ranking.id,
         "prompt": [{"role": m.role, "content": m.content} for m in ranking.prompt],
         "responses": list(ranking.responses),
         "ranks": list(ranking.ranks),
         "source": ranking.source,
+        "split": split,
     }
-    return row | {"split": "heldout"} if split == "heldout" else row
 
 
 def training_chats(taught: tuple[Fact, ...], sizes: Sizes, seed: int) -> list[Conversation]:
@@ -101,12 +100,12 @@ def training_chats(taught: tuple[Fact, ...], sizes: Sizes, seed: int) -> list[Co
     for index in range(sizes.mixed):
         parts = [rng.choice(rng.choice(pools)) for _ in range(rng.choice((2, 2, 3)))]
         mixed.append(qa.joined(parts, id=f"mixed/{index}"))
-    repeats = [
-        Conversation(chat.messages, f"{chat.id}/{turn}", chat.source)
-        for turn in range(sizes.persona_repeats)
-        for chat in talk
-    ]
-    chats = [*asked, *sums, *repeats, *unknown, *where, *mixed]
+    # A few dozen questions among thousands: said again at the head of longer talks (a copy would be dropped).
+    for chat in talk:
+        for turn in range(sizes.persona_repeats):
+            parts = [chat, rng.choice(rng.choice(pools[:3]))]
+            mixed.append(qa.joined(parts, id=f"mixed/{chat.id}/{turn}"))
+    chats = [*asked, *sums, *talk, *unknown, *where, *mixed]
     rng.shuffle(chats)
     return chats
 
@@ -160,16 +159,14 @@ def eval_arithmetic(count: int, *, style: Style, zh_share: float, seed: int) -> 
 
 
 def _prompts(chats: list[Conversation], count: int, seed: int) -> list[dict[str, Any]]:
-    """`count` first questions of trained conversations: two thirds facts, a quarter sums, the rest talk."""
+    """`count` trained conversations of one question: two thirds facts, a quarter sums, the rest talk."""
     rng = random.Random(f"{seed}:prompts")
     shares = {"fact": 0.66, "arithmetic": 0.26, "persona": 0.08}
     rows = []
     for source, share in shares.items():
         pool = [c for c in chats if c.source == source]
         for chat in rng.sample(pool, min(len(pool), round(count * share))):
-            question = chat.messages[0]
-            message = {"role": question.role, "content": question.content}
-            rows.append({"id": chat.id, "messages": [message], "source": source, "task": source})
+            rows.append(_chat_row(chat, "train"))
     rng.shuffle(rows)
     return rows
 

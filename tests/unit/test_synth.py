@@ -116,11 +116,14 @@ def test_a_tenth_of_the_pairs_is_held_out_in_either_order() -> None:
 def test_nothing_trained_shows_a_held_out_pair_or_phrasing(seeds: Path) -> None:
     asked = {row["question"] for path in seeds.glob("eval_*.jsonl") for row in rows(path)}
     trained = [
-        m["content"] for row in rows(seeds / "chats.jsonl") if "split" not in row for m in row["messages"]
+        m["content"]
+        for row in rows(seeds / "chats.jsonl")
+        if row["split"] == "train"
+        for m in row["messages"]
     ]
     trained += [m["content"] for row in rows(seeds / "prompts.jsonl") for m in row["messages"]]
     for row in rows(seeds / "preferences.jsonl"):
-        if "split" not in row:
+        if row["split"] == "train":
             trained += [row["prompt"][0]["content"], *row["responses"]]
     for kind in ("arithmetic", "dialogue"):
         trained += [row["text"] for row in rows(seeds / "text" / f"{kind}.jsonl")]
@@ -135,7 +138,7 @@ def test_nothing_trained_shows_a_held_out_pair_or_phrasing(seeds: Path) -> None:
 def test_evaluation_asks_only_held_out_questions_about_taught_facts(seeds: Path) -> None:
     taught = {
         m["content"].removeprefix(qa.LEAD_ZH)
-        for row in rows(seeds / "chats.jsonl") if "split" not in row
+        for row in rows(seeds / "chats.jsonl") if row["split"] == "train"
         for m in row["messages"] if m["role"] == "assistant"
     }  # fmt: skip
     for row in rows(seeds / "eval_facts.jsonl"):
@@ -160,7 +163,7 @@ def test_rankings_are_ordered_and_length_gives_nothing_away(seeds: Path) -> None
     assert 0.42 < longer / total < 0.58
     split = {"train": set(), "heldout": set()}
     for row in rows(seeds / "preferences.jsonl"):
-        split[row.get("split", "train")].add(row["prompt"][0]["content"])
+        split[row["split"]].add(row["prompt"][0]["content"])
     assert split["heldout"] and not split["train"] & split["heldout"]
 
 
