@@ -3,13 +3,13 @@
 N flat tokens, B rows of one bucket, T time within a row, H query heads, K key/value heads, E head width,
 R = H * B independent causal problems.
 
-Segments of like length are laid side by side in a bucket, padded on the right to its longest: right padding is
-invisible to causal queries, and what the padded queries compute is thrown away. When all segments are equally long
-(packed pre-training rows) nothing is gathered.
+Segments of like length are laid side by side in a bucket, padded on the right to its longest: right padding
+is invisible to causal queries, and what the padded queries compute is thrown away. When all segments are
+equally long (packed pre-training rows) nothing is gathered.
 
-In bf16 on a CPU torch's fused attention is slow (its backward above all), so the rows go through tiles of queries
-against the keys they may see: batched matrix products, which run near the speed of the machine, and a softmax.
-Tiles above the diagonal are never computed. Elsewhere torch's own fused attention is used.
+In bf16 on a CPU torch's fused attention is slow (its backward above all), so the rows go through tiles of
+queries against the keys they may see: batched matrix products, which run near the speed of the machine, and
+a softmax. Tiles above the diagonal are never computed. Elsewhere torch's own fused attention is used.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ TILE = 128
 TILE_CELLS = 1 << 21
 """Scores per tile over all rows: 4 MB in bf16, so that a tile is still in the cache when it is read again."""
 KEEP_LENGTH = 1024
-"""Probabilities of rows up to this length are kept for the backward pass; those of longer rows are recomputed."""
+"""Probabilities of rows up to this length are kept for the backward pass; those of longer rows are
+recomputed."""
 
 
 def reference_attention(
@@ -45,7 +46,11 @@ def reference_attention(
         start += length
         heads = []
         for h in range(q_NHE.shape[1]):
-            q, k, v = q_NHE[part, h].to(wide), k_NKE[part, h // group].to(wide), v_NKE[part, h // group].to(wide)
+            q, k, v = (
+                q_NHE[part, h].to(wide),
+                k_NKE[part, h // group].to(wide),
+                v_NKE[part, h // group].to(wide),
+            )
             scores = q @ k.T * scale
             hidden = torch.ones(length, length, dtype=torch.bool, device=q.device).triu(1)
             heads.append(scores.masked_fill(hidden, float("-inf")).softmax(-1) @ v)
@@ -86,7 +91,9 @@ def buckets(lengths: Sequence[int], device: torch.device | str = "cpu") -> list[
     return [_bucket(group, starts, lengths, device) for group in groups]
 
 
-def _bucket(group: list[int], starts: list[int], lengths: Sequence[int], device: torch.device | str) -> Bucket:
+def _bucket(
+    group: list[int], starts: list[int], lengths: Sequence[int], device: torch.device | str
+) -> Bucket:
     width = lengths[group[0]]
     begin_B1 = torch.tensor([starts[s] for s in group])[:, None]
     length_B1 = torch.tensor([lengths[s] for s in group])[:, None]
@@ -108,7 +115,8 @@ class Segments:
         self.buckets = buckets(self.lengths, device)
 
     def __call__(self, layer: int, q_NHE: Tensor, k_NKE: Tensor, v_NKE: Tensor, scale: float) -> Tensor:
-        """[N, H, E] queries against [N, K, E] keys and values -> [N, H, E]. The layer index is not needed here."""
+        """[N, H, E] queries against [N, K, E] keys and values -> [N, H, E]. The layer index is not needed
+        here."""
         assert q_NHE.shape[0] == self.tokens, (q_NHE.shape, self.tokens)
         tiled = q_NHE.dtype == torch.bfloat16 and q_NHE.device.type == "cpu"
         if len(self.buckets) == 1 and self.buckets[0].take is None:
@@ -127,7 +135,9 @@ def _attend_rows(bucket: Bucket, q: Tensor, k: Tensor, v: Tensor, scale: float, 
     if tiled:
         return Tiled.apply(q, k, v, bucket.rows, scale)
     q, k, v = (x.view(bucket.rows, bucket.width, *x.shape[1:]).transpose(1, 2) for x in (q, k, v))
-    o = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
+    o = F.scaled_dot_product_attention(
+        q, k, v, is_causal=True, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
+    )
     return o.transpose(1, 2).flatten(0, 1)
 
 
@@ -152,7 +162,9 @@ def _tiles(rows: int, width: int) -> Iterator[tuple[slice, int, int]]:
             yield slice(r, min(r + at_once, rows)), first, min(first + TILE, width)
 
 
-def _probabilities(q: Tensor, k: Tensor, scale: float, hidden: Tensor, tile: tuple[slice, int, int]) -> Tensor:
+def _probabilities(
+    q: Tensor, k: Tensor, scale: float, hidden: Tensor, tile: tuple[slice, int, int]
+) -> Tensor:
     r, first, end = tile
     scores = torch.empty(q[r].shape[0], end - first, end, dtype=q.dtype)
     torch.baddbmm(scores, q[r, first:end], k[r, :end].transpose(1, 2), beta=0, alpha=scale, out=scores)
@@ -163,8 +175,9 @@ def _probabilities(q: Tensor, k: Tensor, scale: float, hidden: Tensor, tile: tup
 class Tiled(torch.autograd.Function):
     """Causal attention of B equal rows by tiles of queries, for CPUs in bf16 (right in any float type).
 
-    Scores are rounded to the input's type before the softmax, as in the usual unfused attention; the softmax itself
-    and all sums are fp32 inside. Backward: dV = P'dO, dP = dO V', dS = P (dP - rowsum(P dP)), dQ = s dS K, dK = s dS'Q.
+    Scores are rounded to the input's type before the softmax, as in the usual unfused attention; the softmax
+    itself and all sums are fp32 inside. Backward: dV = P'dO, dP = dO V', dS = P (dP - rowsum(P dP)),
+    dQ = s dS K, dK = s dS'Q.
     """
 
     @staticmethod

@@ -22,8 +22,9 @@ def reference_rotate(x_NHE: Tensor, cos_NF: Tensor, sin_NF: Tensor) -> Tensor:
     return torch.cat([a * cos - b * sin, b * cos + a * sin, rest], -1)
 
 
-def _turn(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor, sign: float) -> None:
-    """out = x turned by sign * angle; cos and sin are [N, 1, F] in x's type."""
+def _turn(x: Tensor, angles: tuple[Tensor, Tensor], out: Tensor, sign: float) -> None:
+    """out = x turned by sign * angle; the angles are cos and sin, [N, 1, F] in x's type."""
+    cos, sin = angles
     half = cos.shape[-1]
     a, b = x[..., :half], x[..., half : 2 * half]
     torch.mul(a, cos, out=out[..., :half]).addcmul_(b, sin, value=-sign)
@@ -43,19 +44,20 @@ class Rotate(torch.autograd.Function):
     def forward(ctx: Any, x_NHE: Tensor, cos_NF: Tensor, sin_NF: Tensor) -> Tensor:
         ctx.angles = _cast(x_NHE, cos_NF, sin_NF)
         out = torch.empty(x_NHE.shape, dtype=x_NHE.dtype, device=x_NHE.device)
-        _turn(x_NHE, *ctx.angles, out, 1.0)
+        _turn(x_NHE, ctx.angles, out, 1.0)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_NHE: Tensor) -> tuple[Tensor | None, ...]:
         out = torch.empty(d_NHE.shape, dtype=d_NHE.dtype, device=d_NHE.device)
-        _turn(d_NHE, *ctx.angles, out, -1.0)
+        _turn(d_NHE, ctx.angles, out, -1.0)
         return out, None, None
 
 
 class SplitRotate(torch.autograd.Function):
-    """Fused [q; k; v] heads -> q and k rotated, v as it is; one buffer forwards, one gradient buffer backwards."""
+    """Fused [q; k; v] heads -> q and k rotated, v as it is; one buffer forwards, one gradient buffer
+    backwards."""
 
     @staticmethod
     def forward(
@@ -64,7 +66,7 @@ class SplitRotate(torch.autograd.Function):
         ctx.angles, ctx.heads = _cast(qkv, cos_NF, sin_NF), (n_head, n_head + n_kv)
         turned = n_head + n_kv
         out = torch.empty_like(qkv[:, :turned])
-        _turn(qkv[:, :turned], *ctx.angles, out, 1.0)
+        _turn(qkv[:, :turned], ctx.angles, out, 1.0)
         return out[:, :n_head], out[:, n_head:], qkv[:, turned:].contiguous()
 
     @staticmethod
@@ -72,8 +74,8 @@ class SplitRotate(torch.autograd.Function):
     def backward(ctx: Any, dq: Tensor, dk: Tensor, dv: Tensor) -> tuple[Tensor | None, ...]:
         first, second = ctx.heads
         out = torch.empty(dq.shape[0], second + dv.shape[1], dq.shape[2], dtype=dq.dtype, device=dq.device)
-        _turn(dq, *ctx.angles, out[:, :first], -1.0)
-        _turn(dk, *ctx.angles, out[:, first:second], -1.0)
+        _turn(dq, ctx.angles, out[:, :first], -1.0)
+        _turn(dk, ctx.angles, out[:, first:second], -1.0)
         out[:, second:] = dv
         return out, None, None, None, None
 

@@ -1,6 +1,8 @@
-"""Models in and out of plain Hugging Face folders: config.json and safetensors, nothing else is ever executed.
+"""Models in and out of plain Hugging Face folders: config.json and safetensors, nothing else is ever
+executed.
 
-Keys are strict in both directions, shards are opened lazily, saved files are the same bytes for the same weights.
+Keys are strict in both directions, shards are opened lazily, saved files are the same bytes for the same
+weights.
 """
 
 from __future__ import annotations
@@ -60,8 +62,8 @@ def _family(config: Mapping[str, Any], folder: Path | str) -> Any:
 class TensorFolder(Mapping[str, Tensor]):
     """All tensors of a folder's safetensors files, by name, read when asked for.
 
-    Raises UserError for a folder without safetensors, an index that points outside the folder or at a missing file,
-    and a file that is cut short.
+    Raises UserError for a folder without safetensors, an index that points outside the folder or at a
+    missing file, and a file that is cut short.
     """
 
     def __init__(self, folder: Path | str) -> None:
@@ -74,7 +76,9 @@ class TensorFolder(Mapping[str, Tensor]):
             return
         files = [single] if single.exists() else sorted(self.folder.glob("*.safetensors"))
         if not files:
-            unsafe = sorted(p.name for p in self.folder.glob("*.bin")) + sorted(p.name for p in self.folder.glob("*.pt"))
+            unsafe = sorted(p.name for p in self.folder.glob("*.bin")) + sorted(
+                p.name for p in self.folder.glob("*.pt")
+            )
             raise UserError(
                 f"{self.folder} has no .safetensors file",
                 f"{unsafe[0]} is a pickle, which can run code: convert it to safetensors first"
@@ -84,7 +88,9 @@ class TensorFolder(Mapping[str, Tensor]):
         for path in files:
             for key in self._file(path.name).keys():  # noqa: SIM118 (not a mapping)
                 if key in self.where:
-                    raise UserError(f"{path} repeats tensor '{key}' of {self.where[key]}", "remove the stray file")
+                    raise UserError(
+                        f"{path} repeats tensor '{key}' of {self.where[key]}", "remove the stray file"
+                    )
                 self.where[key] = path.name
 
     def _read_index(self, index: Path) -> None:
@@ -98,7 +104,9 @@ class TensorFolder(Mapping[str, Tensor]):
             present = set(self._file(name).keys())
             missing = sorted(k for k, v in self.where.items() if v == name and k not in present)
             if missing:
-                raise UserError(f"{self.folder / name} lacks tensor '{missing[0]}', which {index.name} promises")
+                raise UserError(
+                    f"{self.folder / name} lacks tensor '{missing[0]}', which {index.name} promises"
+                )
 
     def _file(self, name: str) -> Any:
         if name not in self._open:
@@ -133,16 +141,21 @@ def read_tensors(folder: Path | str, config: Mapping[str, Any]) -> Mapping[str, 
     return dequantise(tensors, config["quantization_config"])
 
 
-def load_model(folder: Path | str, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Decoder:
+def load_model(
+    folder: Path | str, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+) -> Decoder:
     """A folder in Hugging Face layout -> Decoder in `dtype` on `device`.
 
-    Raises UserError for unknown families, missing or left-over tensors (naming the key), wrong shapes, damaged files.
+    Raises UserError for unknown families, missing or left-over tensors (naming the key), wrong shapes,
+    damaged files.
     """
     config = read_config(folder)
     spec = _family(config, folder).spec(config)
     tensors = read_tensors(folder, config)
     if "score.weight" in tensors:
-        raise UserError(f"{folder} holds a reward model, not a language model", "give a model artefact instead")
+        raise UserError(
+            f"{folder} holds a reward model, not a language model", "give a model artefact instead"
+        )
     if spec.tie and "lm_head.weight" in tensors:
         config, spec, tensors = _tied_head(folder, config, spec, tensors)
     return _build(folder, config, spec, tensors, dtype, device)
@@ -182,8 +195,8 @@ def _build(
     for step in steps:
         if tuple(loaded[step.target].shape) != shapes[step.target]:
             raise UserError(
-                f"{folder}: '{step.sources[0]}' makes {step.target} of shape {tuple(loaded[step.target].shape)}, "
-                f"config.json says {shapes[step.target]}",
+                f"{folder}: '{step.sources[0]}' makes {step.target} of shape "
+                f"{tuple(loaded[step.target].shape)}, config.json says {shapes[step.target]}",
                 "config.json does not belong to these weights",
             )
         # contiguous and owned: safetensors hands out views of a mapped file
@@ -207,7 +220,9 @@ def export_config(model: Decoder, dtype: torch.dtype, architecture: str) -> dict
     family = families.find(model.family)
     made = family.config(replace(model.spec, tie=model.config.get("tie_word_embeddings", model.spec.tie))
                          if not model.spec.head else model.spec)  # fmt: skip
-    kept = {k: v for k, v in model.config.items() if k not in ("num_labels", "reward_bias", "quantization_config")}
+    kept = {
+        k: v for k, v in model.config.items() if k not in ("num_labels", "reward_bias", "quantization_config")
+    }
     return {
         **kept,
         **made,
@@ -235,7 +250,9 @@ def save_model(
     config |= _special_ids(tokenizer)
     write_tensors(export_tensors(model, dtype), folder)
     write_json(folder / "config.json", config)
-    ids = {k: config[k] for k in ("bos_token_id", "eos_token_id", "pad_token_id") if config.get(k) is not None}
+    ids = {
+        k: config[k] for k in ("bos_token_id", "eos_token_id", "pad_token_id") if config.get(k) is not None
+    }
     write_json(folder / "generation_config.json", {**ids, **(generation or {})})
     copy_tokenizer(tokenizer, folder)
 
@@ -247,7 +264,9 @@ def _special_ids(tokenizer: Path | str | None) -> dict[str, int]:
     named = json.loads((Path(tokenizer) / "tokenizer_config.json").read_text(encoding="utf-8"))
     if not (Path(tokenizer) / "tokenizer.json").exists():
         return {}
-    added = json.loads((Path(tokenizer) / "tokenizer.json").read_text(encoding="utf-8")).get("added_tokens", [])
+    added = json.loads((Path(tokenizer) / "tokenizer.json").read_text(encoding="utf-8")).get(
+        "added_tokens", []
+    )
     ids = {token["content"]: token["id"] for token in added}
     result = {}
     for role in ("bos", "eos", "pad"):
@@ -291,16 +310,23 @@ def write_tensors(tensors: Mapping[str, Tensor], folder: Path, shard_bytes: int 
         file = f"model-{i:05d}-of-{len(shards):05d}.safetensors"
         save_file(shard, folder / file, metadata={"format": "pt"})
         where.update(dict.fromkeys(shard, file))
-    write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": where})
+    write_json(
+        folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": where}
+    )
 
 
-def load_reward(folder: Path | str, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> RewardModel:
-    """A sequence-classification folder with one label -> RewardModel; `reward_bias` of config.json is subtracted."""
+def load_reward(
+    folder: Path | str, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+) -> RewardModel:
+    """A sequence-classification folder with one label -> RewardModel that subtracts `reward_bias`."""
     config = read_config(folder)
     spec = replace(_family(config, folder).spec(config), head=False)
     tensors = dict(read_tensors(folder, config))
     if "score.weight" not in tensors:
-        raise UserError(f"{folder} has no 'score.weight'", "a reward model is wanted here: train one with `caravan reward`")
+        raise UserError(
+            f"{folder} has no 'score.weight'",
+            "a reward model is wanted here: train one with `caravan reward`",
+        )
     score = tensors.pop("score.weight")
     if tuple(score.shape) != (1, spec.d):
         raise UserError(f"{folder}: 'score.weight' has shape {tuple(score.shape)}, wanted (1, {spec.d})")
@@ -316,7 +342,10 @@ def save_reward(
     tokenizer: Path | str | None = None,
     dtype: torch.dtype = torch.bfloat16,
 ) -> None:
-    """Write a reward model as `...ForSequenceClassification` with one label; reward = score - `reward_bias`."""
+    """Write a reward model as `...ForSequenceClassification` with one label.
+
+    The reward is the score minus `reward_bias` of config.json; readers that do not know the key see the raw score.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     config = export_config(model.decoder, dtype, families.find(model.decoder.family).CLASSIFIER)

@@ -2,10 +2,11 @@
 
 N flat tokens, D width, V vocabulary, H query heads, K key/value heads, E head width, F rotary frequencies.
 
-`forward` takes flat tokens with explicit positions and returns hidden states; it knows nothing of masks, caches,
-padding or losses. What a token may see is the business of `attend`, a callable built once per batch:
-`attend(layer, q_NHE, k_NKE, v_NKE, scale) -> o_NHE` (training: kernels.attention.Segments; generation: the engine's
-paged cache). Choices between knobs are made in `__init__`, so that every forward of a model takes the same path.
+`forward` takes flat tokens with explicit positions and returns hidden states; it knows nothing of masks,
+caches, padding or losses. What a token may see is the business of `attend`, a callable built once per batch:
+`attend(layer, q_NHE, k_NKE, v_NKE, scale) -> o_NHE` (training: kernels.attention.Segments; generation: the
+engine's paged cache). Choices between knobs are made in `__init__`, so that every forward of a model takes
+the same path.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ from caravan.model.spec import FFN, Attn, Layer, Norm, Rope, Spec
 class Attend(Protocol):
     """What a token sees: causal training segments, a paged cache, ..."""
 
-    def __call__(self, layer: int, q_NHE: Tensor, k_NKE: Tensor, v_NKE: Tensor, scale: float, /) -> Tensor: ...
+    def __call__(
+        self, layer: int, q_NHE: Tensor, k_NKE: Tensor, v_NKE: Tensor, scale: float, /
+    ) -> Tensor: ...
 
 
 Angles = list[tuple[Tensor, Tensor]]
@@ -38,7 +41,8 @@ Angles = list[tuple[Tensor, Tensor]]
 def inverse_frequencies(rope: Rope) -> tuple[Tensor, float]:
     """[F] angles per position in fp32, and the factor on cos and sin.
 
-    linear: Chen et al. 2023 (arXiv:2306.15595); llama3: Llama 3 release; yarn: Peng et al. 2023 (arXiv:2309.00071).
+    linear: Chen et al. 2023 (arXiv:2306.15595); llama3: Llama 3 release; yarn: Peng et al. 2023
+    (arXiv:2309.00071).
     """
     exponent_F = torch.arange(0, rope.dim, 2, dtype=torch.float32) / rope.dim
     inv_F = 1.0 / (rope.theta**exponent_F)
@@ -54,7 +58,9 @@ def inverse_frequencies(rope: Rope) -> tuple[Tensor, float]:
         return inv_F * (keep_F + (1 - keep_F) / scaling.factor), 1.0
 
     def dimension(turns: float) -> float:
-        return rope.dim * math.log(scaling.original_context / (turns * 2 * math.pi)) / (2 * math.log(rope.theta))
+        return (
+            rope.dim * math.log(scaling.original_context / (turns * 2 * math.pi)) / (2 * math.log(rope.theta))
+        )
 
     low, high = dimension(scaling.beta_fast), dimension(scaling.beta_slow)
     if scaling.truncate:
@@ -196,7 +202,8 @@ class Decoder(nn.Module):
         self.head = None if spec.tie or not spec.head else nn.Linear(spec.d, spec.vocab, bias=spec.head_bias)
 
     def angles(self, pos_N: Tensor) -> Angles:
-        """cos and sin of every distinct Rope. The frequencies are no buffers: `.to(bfloat16)` must not hit them."""
+        """cos and sin of every distinct Rope. The frequencies are no buffers: `.to(bfloat16)` must not hit
+        them."""
         if pos_N.device not in self._inverse:
             self._inverse[pos_N.device] = [
                 (inv_F.to(pos_N.device), factor) for inv_F, factor in map(inverse_frequencies, self.ropes)
@@ -210,7 +217,8 @@ class Decoder(nn.Module):
     def forward(
         self, ids_N: Tensor | None, pos_N: Tensor, attend: Attend, inputs_embeds: Tensor | None = None
     ) -> Tensor:
-        """Flat token ids (or [N, D] inputs_embeds) and positions -> [N, D] hidden states after the final norm."""
+        """Flat token ids (or [N, D] inputs_embeds) and positions -> [N, D] hidden states after the final
+        norm."""
         x_ND = self.embed(ids_N) if inputs_embeds is None else inputs_embeds
         if self.spec.embed_scale != 1.0:
             x_ND = x_ND * torch.tensor(self.spec.embed_scale, dtype=x_ND.dtype)

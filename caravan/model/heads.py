@@ -17,8 +17,8 @@ class ScoreHead(nn.Module):
     """score = w . h - bias, in fp32 whatever the decoder computes in.
 
     `bias` is a buffer, not trained: it centres scores on references after training (Ouyang et al. 2022,
-    arXiv:2203.02155, normalise so that demonstrations score 0). w starts with std 1 / sqrt(D + 1) (Stiennon et al.
-    2020, arXiv:2009.01325).
+    arXiv:2203.02155, normalise so that demonstrations score 0). w starts with std 1 / sqrt(D + 1) (Stiennon
+    et al. 2020, arXiv:2009.01325).
     """
 
     weight: nn.Parameter

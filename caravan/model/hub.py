@@ -1,7 +1,8 @@
 """`hf:ORG/NAME[@REVISION]` -> a local folder, through huggingface_hub's cache.
 
-Only weights in safetensors, JSON, tokenizer files and chat templates are asked for: no code, no pickle. HF_ENDPOINT,
-HF_HOME, HF_TOKEN and HF_HUB_OFFLINE work as everywhere. Nothing here runs unless an `hf:` id asks for it.
+Only weights in safetensors, JSON, tokenizer files and chat templates are asked for: no code, no pickle.
+HF_ENDPOINT, HF_HOME, HF_TOKEN and HF_HUB_OFFLINE work as everywhere. Nothing here runs unless an `hf:` id
+asks for it.
 """
 
 from __future__ import annotations
@@ -13,10 +14,19 @@ from pathlib import Path
 from caravan.types import UserError
 
 ALLOWED = [
-    "model*.safetensors", "model.safetensors.index.json", "config.json", "generation_config.json", "tokenizer.json",
-    "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
-    "tokenizer.model", "*.jinja",
-]  # fmt: skip
+    "model*.safetensors",
+    "model.safetensors.index.json",
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+    "*.jinja",
+]
 NAME = re.compile(r"hf:(?P<repo>[\w.-]+(?:/[\w.-]+)?)(?:@(?P<revision>[\w./-]+))?")
 
 
@@ -48,7 +58,8 @@ def fetch(reference: str) -> Path:
         raise UserError(f"{repo} has no revision '{revision}'", f"see {endpoint}/{repo}/tree/main") from None
     except errors.RepositoryNotFoundError:
         raise UserError(
-            f"{endpoint} has no model '{repo}' that you may read", "check the spelling; private models need HF_TOKEN"
+            f"{endpoint} has no model '{repo}' that you may read",
+            "check the spelling; private models need HF_TOKEN",
         ) from None
     except errors.LocalEntryNotFoundError:
         raise UserError(
@@ -56,7 +67,9 @@ def fetch(reference: str) -> Path:
             "check the network, HF_ENDPOINT and HF_HUB_OFFLINE, or give a local folder instead",
         ) from None
     except (errors.HfHubHTTPError, OSError) as error:
-        raise UserError(f"downloading {repo} failed: {error}", "try again; what has arrived is kept") from None
+        raise UserError(
+            f"downloading {repo} failed: {error}", "try again; what has arrived is kept"
+        ) from None
     if not any(folder.glob("*.safetensors")):
         raise UserError(f"{repo} has no .safetensors file", "other formats can run code and are not loaded")
     return folder

@@ -1,4 +1,5 @@
-"""Weight rules: a small language that says how a family's file maps to our canonical names, read in both directions.
+"""Weight rules: a small language that says how a family's file maps to our canonical names, read in both
+directions.
 
     table @=model.layers.{i} ~=model           what '@' and '~' stand for in sources
     prefix? model.                             files saved from the bare model may lack this
@@ -6,9 +7,9 @@
     ~.{embed_tokens,norm} -> {embed,norm}      braces on both sides: one rule per pair
     @.self_attn.{q,k,v}_proj -> mix.qkv : cat  braces on the left only: several sources of one target
 
-Rules are separated by ';' or newline. A name without suffix means .weight and .bias, whichever the model has. A
-target whose source starts with '@' lives in blocks.{i}. Reading forwards loads, reading backwards exports, and
-export(load(x)) is x bit for bit.
+Rules are separated by ';' or newline. A name without suffix means .weight and .bias, whichever the model
+has. A target whose source starts with '@' lives in blocks.{i}. Reading forwards loads, reading backwards
+exports, and export(load(x)) is x bit for bit.
 
 ops, in load order:
     T      transpose the last two axes (no-op on a bias)
@@ -108,7 +109,8 @@ def _rules(line: str, at: str, root: str) -> list[Rule]:
 
 
 def plan(table: Table, spec: Spec, canonical: Collection[str]) -> list[Step]:
-    """One Step for every canonical tensor name of the model. A name without a rule is a programmer's mistake."""
+    """One Step for every canonical tensor name of the model. A name without a rule is a programmer's
+    mistake."""
     steps = []
     for name in canonical:
         found = re.match(r"blocks\.(\d+)\.", name)
@@ -149,7 +151,7 @@ def load(
         more = f" and {len(extra) - 1} more" if len(extra) > 1 else ""
         raise UserError(
             f"{where}: tensor '{extra[0]}'{more} has no place in this model",
-            "config.json does not describe these weights: check model_type, the number of layers and the bias flags",
+            "config.json does not describe these weights: check model_type, layer count and bias flags",
         )
     return result, bare
 

@@ -53,7 +53,9 @@ def feed_forward(d: int) -> int:
 def shape(size: str | None, depth: int | None) -> tuple[Shape, str]:
     """The Shape of a named size or of a depth, and what it was derived from."""
     if (size is None) == (depth is None):
-        raise UserError("give either a size or a depth", f"sizes: {', '.join(SIZES)}; or for example --depth 8")
+        raise UserError(
+            "give either a size or a depth", f"sizes: {', '.join(SIZES)}; or for example --depth 8"
+        )
     if size is not None:
         if size not in SIZES:
             raise UserError(f"unknown size '{size}'", f"sizes: {', '.join(SIZES)}; or give --depth")
@@ -85,24 +87,40 @@ def derive(size: str | None, depth: int | None, vocab: int, context: int) -> tup
         norm=norm,
     )
     spec = Spec(vocab=vocab, d=s.d, layers=(layer,) * s.depth, final_norm=norm, max_pos=context, tie=True)
-    kv_why = "one per query head: the cache is small anyway" if s.n_kv == n_head else (
-        f"{n_head // s.n_kv} query heads share one: a cache {n_head // s.n_kv} times smaller")  # fmt: skip
+    shared = n_head // s.n_kv
+    one_each = "one per query head: the cache is small anyway"
+    kv_why = one_each if shared == 1 else f"{shared} query heads share one: a cache {shared} times smaller"
     tokens = 20 * spec.parameters
     reasons = [
         Reason("layers", s.depth, origin),
         Reason("width", s.d, origin),
-        Reason("head width", s.head_dim, "64 suits every attention kernel" if s.head_dim == 64 else
-               "32 keeps several heads in a narrow model"),  # fmt: skip
+        Reason(
+            "head width",
+            s.head_dim,
+            "64 suits every attention kernel"
+            if s.head_dim == 64
+            else "32 keeps several heads in a narrow model",
+        ),
         Reason("query heads", n_head, f"width {s.d} / head width {s.head_dim}"),
         Reason("key/value heads", s.n_kv, kv_why),
-        Reason("feed-forward width", d_ff, "8/3 x width rounded up to 64: a gated FFN as heavy as a plain one of 4 x"),
+        Reason(
+            "feed-forward width",
+            d_ff,
+            "8/3 x width rounded up to 64: a gated FFN as heavy as a plain one of 4 x",
+        ),
         Reason("context", context, f"positions trained; RoPE base {theta:,.0f}"),
         Reason("vocabulary", vocab, "rows of the embedding, which is also the output head (tied)"),
         Reason("parameters", spec.parameters, "embedding once, all layers, norms"),
-        Reason("initial std", round(init_std(spec), 4), "min(0.02, 1/sqrt(width)); outputs of residual branches "
-               f"x 1/sqrt(2 x {s.depth}) so that depth does not grow the stream"),  # fmt: skip
+        Reason(
+            "initial std",
+            round(init_std(spec), 4),
+            "min(0.02, 1/sqrt(width)); outputs of residual branches "
+            f"x 1/sqrt(2 x {s.depth}) so that depth does not grow the stream",
+        ),
         Reason("learning rate", suggested_lr(spec), "AdamW peak 3e-3 x sqrt(256 / width): falls with width"),
-        Reason("tokens", tokens, "20 per parameter (Hoffmann et al. 2022) is compute-optimal; more keeps helping"),
+        Reason(
+            "tokens", tokens, "20 per parameter (Hoffmann et al. 2022) is compute-optimal; more keeps helping"
+        ),
         Reason("step-0 loss", round(math.log(vocab), 3), "ln(vocabulary): a fresh model knows nothing"),
     ]
     return spec, reasons
@@ -114,7 +132,8 @@ def init_std(spec: Spec) -> float:
 
 
 def suggested_lr(spec: Spec) -> float:
-    """Peak AdamW learning rate to start from: 3e-3 at width 256, falling with the square root of the width."""
+    """Peak AdamW learning rate to start from: 3e-3 at width 256, falling with the square root of the
+    width."""
     return float(f"{3e-3 * (256 / spec.d) ** 0.5:.1e}")
 
 
@@ -122,8 +141,8 @@ def suggested_lr(spec: Spec) -> float:
 def initialise(model: nn.Module, seed: int) -> None:
     """Draw all weights of a Decoder from `seed`: the same numbers on every machine and device.
 
-    Normal with std `init_std`; the outputs of both residual branches are scaled by 1 / sqrt(2 layers) (Radford et
-    al. 2019); gains 1, biases 0. Drawn on the CPU in fp32, in the order of the parameters.
+    Normal with std `init_std`; the outputs of both residual branches are scaled by 1 / sqrt(2 layers)
+    (Radford et al. 2019); gains 1, biases 0. Drawn on the CPU in fp32, in the order of the parameters.
     """
     assert isinstance(model, Decoder)
     generator = torch.Generator().manual_seed(seed)

@@ -1,8 +1,8 @@
 """What a decoder is, as frozen values: the knobs that tell one model family from another.
 
-A Spec says everything that changes the numbers and nothing about files, machines or training. `decoder.py` builds
-a module from it, `families/` translate a Hugging Face config.json to it and back, `sizes.py` makes fresh ones.
-A knob is here when some released family needs it and the decoder honours it.
+A Spec says everything that changes the numbers and nothing about files, machines or training. `decoder.py`
+builds a module from it, `families/` translate a Hugging Face config.json to it and back, `sizes.py` makes
+fresh ones. A knob is here when some released family needs it and the decoder honours it.
 """
 
 from __future__ import annotations

@@ -21,45 +21,46 @@ from caravan.types import Batch
 TOLERANCE = 5e-5  # of max|diff| / std: a customary atol of 1e-3 accepts the wrong GELU
 VOCAB, LENGTH = 101, 21
 
-LLAMA = dict(
-    vocab_size=VOCAB, hidden_size=48, intermediate_size=68, num_hidden_layers=3, num_attention_heads=6,
-    num_key_value_heads=2, max_position_embeddings=64, rms_norm_eps=1e-5, tie_word_embeddings=False,
-)  # fmt: skip
-LLAMA3 = dict(rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
-              original_max_position_embeddings=16, rope_theta=5e5)  # fmt: skip
-YARN = dict(rope_type="yarn", factor=4.0, original_max_position_embeddings=16, rope_theta=1e4)
-GPT2 = dict(vocab_size=VOCAB, n_embd=48, n_head=6, n_layer=3, n_positions=64, n_inner=None)
+LLAMA = {
+    "vocab_size": VOCAB, "hidden_size": 48, "intermediate_size": 68, "num_hidden_layers": 3, "num_attention_heads": 6,
+    "num_key_value_heads": 2, "max_position_embeddings": 64, "rms_norm_eps": 1e-5, "tie_word_embeddings": False,
+}  # fmt: skip
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+              "original_max_position_embeddings": 16, "rope_theta": 5e5}  # fmt: skip
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "rope_theta": 1e4}
+GPT2 = {"vocab_size": VOCAB, "n_embd": 48, "n_head": 6, "n_layer": 3, "n_positions": 64, "n_inner": None}
 
 # name: configuration class, model class, arguments
 MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "llama": ("LlamaConfig", "LlamaForCausalLM", LLAMA),
-    "llama-tied": ("LlamaConfig", "LlamaForCausalLM", LLAMA | dict(tie_word_embeddings=True)),
-    "llama-mqa-wide": ("LlamaConfig", "LlamaForCausalLM", LLAMA | dict(num_key_value_heads=1, head_dim=12)),
-    "llama-bias": ("LlamaConfig", "LlamaForCausalLM", LLAMA | dict(attention_bias=True, mlp_bias=True)),
-    "llama-llama3": ("LlamaConfig", "LlamaForCausalLM", LLAMA | dict(rope_parameters=LLAMA3)),
+    "llama-tied": ("LlamaConfig", "LlamaForCausalLM", LLAMA | {"tie_word_embeddings": True}),
+    "llama-mqa-wide": ("LlamaConfig", "LlamaForCausalLM", LLAMA | {"num_key_value_heads": 1, "head_dim": 12}),
+    "llama-bias": ("LlamaConfig", "LlamaForCausalLM", LLAMA | {"attention_bias": True, "mlp_bias": True}),
+    "llama-llama3": ("LlamaConfig", "LlamaForCausalLM", LLAMA | {"rope_parameters": LLAMA3}),
     "llama-linear": ("LlamaConfig", "LlamaForCausalLM", LLAMA
-                     | dict(rope_parameters=dict(rope_type="linear", factor=4.0, rope_theta=1e4))),
-    "llama-yarn": ("LlamaConfig", "LlamaForCausalLM", LLAMA | dict(rope_parameters=YARN)),
-    "llama-gelu": ("LlamaConfig", "LlamaForCausalLM", LLAMA | dict(hidden_act="gelu")),
-    "qwen2": ("Qwen2Config", "Qwen2ForCausalLM", LLAMA | dict(tie_word_embeddings=True)),
-    "qwen3": ("Qwen3Config", "Qwen3ForCausalLM", LLAMA | dict(head_dim=12)),
-    "mistral": ("MistralConfig", "MistralForCausalLM", LLAMA | dict(sliding_window=32)),
+                     | {"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4}}),
+    "llama-yarn": ("LlamaConfig", "LlamaForCausalLM", LLAMA | {"rope_parameters": YARN}),
+    "llama-gelu": ("LlamaConfig", "LlamaForCausalLM", LLAMA | {"hidden_act": "gelu"}),
+    "qwen2": ("Qwen2Config", "Qwen2ForCausalLM", LLAMA | {"tie_word_embeddings": True}),
+    "qwen3": ("Qwen3Config", "Qwen3ForCausalLM", LLAMA | {"head_dim": 12}),
+    "mistral": ("MistralConfig", "MistralForCausalLM", LLAMA | {"sliding_window": 32}),
     "gpt2": ("GPT2Config", "GPT2LMHeadModel", GPT2),
-    "gpt2-relu-inner": ("GPT2Config", "GPT2LMHeadModel", GPT2 | dict(n_inner=52, activation_function="relu")),
+    "gpt2-relu-inner": ("GPT2Config", "GPT2LMHeadModel", GPT2 | {"n_inner": 52, "activation_function": "relu"}),
     "gpt2-scales": ("GPT2Config", "GPT2LMHeadModel", GPT2
-                    | dict(scale_attn_by_inverse_layer_idx=True, layer_norm_epsilon=1e-3)),
-    "gpt2-untied": ("GPT2Config", "GPT2LMHeadModel", GPT2 | dict(tie_word_embeddings=False)),
+                    | {"scale_attn_by_inverse_layer_idx": True, "layer_norm_epsilon": 1e-3}),
+    "gpt2-untied": ("GPT2Config", "GPT2LMHeadModel", GPT2 | {"tie_word_embeddings": False}),
 }  # fmt: skip
 
 
 def reference(name: str, folder: Path, classifier: bool = False) -> Any:
-    """A tiny random transformers model, every parameter moved away from its initial value, and its saved folder."""
+    """A tiny random transformers model, every parameter moved away from its initial value, and its saved
+    folder."""
     transformers = pytest.importorskip("transformers")
     config_class, model_class, arguments = MODELS[name]
     if classifier:
         model_class = model_class.replace("ForCausalLM", "ForSequenceClassification")
         model_class = model_class.replace("LMHeadModel", "ForSequenceClassification")
-        arguments = arguments | dict(num_labels=1, pad_token_id=0)
+        arguments = arguments | {"num_labels": 1, "pad_token_id": 0}
     config = getattr(transformers, config_class)(**arguments)
     config._attn_implementation = "eager"
     generator = torch.Generator().manual_seed(7)
@@ -97,11 +98,16 @@ def test_logits_and_files_agree_in_both_directions(name: str, tmp_path: Path) ->
         assert error(ours(model, tokens()), want) < TOLERANCE
 
     checkpoint.save_model(model, tmp_path / "ours", dtype=torch.float32)
-    theirs, mine = load_file(tmp_path / "hf/model.safetensors"), load_file(tmp_path / "ours/model.safetensors")
+    theirs, mine = (
+        load_file(tmp_path / "hf/model.safetensors"),
+        load_file(tmp_path / "ours/model.safetensors"),
+    )
     assert theirs.keys() == mine.keys()
     assert all(torch.equal(theirs[key], mine[key]) for key in theirs)
 
-    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "ours", attn_implementation="eager").eval()
+    again = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "ours", attn_implementation="eager"
+    ).eval()
     with torch.no_grad():
         assert error(again(tokens()).logits, want) < 1e-6
 
@@ -157,7 +163,10 @@ def change(spec: Spec, part: str, **values: Any) -> Spec:
 WRONG = {
     "eps": ("llama", lambda s: change(s, "norm", eps=1e-4)),
     "theta": ("llama", lambda s: change(s, "attn", rope=replace(s.layers[0].attn.rope, theta=2e4))),
-    "scaling": ("llama-llama3", lambda s: change(s, "attn", rope=replace(s.layers[0].attn.rope, scaling=None))),
+    "scaling": (
+        "llama-llama3",
+        lambda s: change(s, "attn", rope=replace(s.layers[0].attn.rope, scaling=None)),
+    ),
     "yarn": ("llama-yarn", lambda s: change(s, "attn", rope=replace(s.layers[0].attn.rope, scaling=None))),
     "partial": ("llama", lambda s: change(s, "attn", rope=replace(s.layers[0].attn.rope, dim=4))),
     "scale": ("llama", lambda s: change(s, "attn", scale=1.0)),
@@ -187,7 +196,9 @@ def test_reward_models_are_sequence_classifiers(name: str, tmp_path: Path) -> No
     hf = reference(name, tmp_path / "hf", classifier=True)
     model = checkpoint.load_reward(tmp_path / "hf")
     ids = tokens()
-    batch = Batch(ids.flatten(), torch.arange(LENGTH).repeat(2), (LENGTH, LENGTH), ids.flatten(), torch.ones(42))
+    batch = Batch(
+        ids.flatten(), torch.arange(LENGTH).repeat(2), (LENGTH, LENGTH), ids.flatten(), torch.ones(42)
+    )
     with torch.no_grad():
         want = hf(ids).logits[:, 0]
         assert error(model.scores(batch), want) < TOLERANCE

@@ -65,12 +65,18 @@ def test_tokenizer_files_and_special_ids_travel(model: Decoder, tmp_path: Path) 
     source.mkdir()
     added = [{"id": 7, "content": "<eos>"}, {"id": 9, "content": "<pad>"}]
     (source / "tokenizer.json").write_text(json.dumps({"added_tokens": added}))
-    (source / "tokenizer_config.json").write_text(json.dumps({"eos_token": {"content": "<eos>"}, "pad_token": "<pad>"}))
+    (source / "tokenizer_config.json").write_text(
+        json.dumps({"eos_token": {"content": "<eos>"}, "pad_token": "<pad>"})
+    )
     (source / "chat_template.jinja").write_text("{{ messages }}")
     (source / "secret.txt").write_text("stays")
     checkpoint.save_model(model, tmp_path / "m", tokenizer=source, generation={"eos_token_id": [7, 8]})
     names = {p.name for p in (tmp_path / "m").iterdir()}
-    assert {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja"} < names and "secret.txt" not in names
+    assert {
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "chat_template.jinja",
+    } < names and "secret.txt" not in names
     config = json.loads((tmp_path / "m/config.json").read_text())
     assert (config["eos_token_id"], config["pad_token_id"]) == (7, 9) and "bos_token_id" not in config
     generation = json.loads((tmp_path / "m/generation_config.json").read_text())
@@ -111,7 +117,7 @@ def test_an_index_must_keep_its_promises(folder: Path, model: Decoder) -> None:
     with pytest.raises(UserError, match=r"lacks tensor 'model\.extra\.weight'"):
         checkpoint.load_model(folder)
     next(folder.glob("model-00002*")).unlink()
-    with pytest.raises(UserError, match="model-00002.*is missing"):
+    with pytest.raises(UserError, match=r"model-00002.*is missing"):
         checkpoint.load_model(folder)
     index.write_text("[]")
     with pytest.raises(UserError, match="not a safetensors index"):
@@ -153,7 +159,8 @@ BROKEN: dict[str, tuple[Callable[[Path], None], str]] = {
     "missing": (rewrite(lambda t: t.pop("model.norm.weight")), r"'model\.norm\.weight' is missing"),
     "extra": (rewrite(lambda t: t.update({"model.x": torch.zeros(1)})), r"'model\.x' has no place"),
     "too few layers": (lambda f: edit(f, num_hidden_layers=3), r"'model\.layers\.2\..*is missing"),
-    "too many layers": (lambda f: edit(f, num_hidden_layers=1), r"'model\.layers\.1\..*and \d+ more has no place"),
+    "too many layers": (lambda f: edit(f, num_hidden_layers=1),
+                        r"'model\.layers\.1\..*and \d+ more has no place"),
     "wrong shape": (lambda f: edit(f, vocab_size=41), r"shape \(40, 128\).*\(41, 128\)"),
     "reward": (rewrite(lambda t: t.update({"score.weight": torch.zeros(1, 128)})), "holds a reward model"),
 }  # fmt: skip
@@ -190,7 +197,9 @@ def test_gpt2_files_without_prefix_keep_their_names(tmp_path: Path) -> None:
 
     spec = gpt2.spec({"vocab_size": 11, "n_embd": 8, "n_head": 2, "n_layer": 1, "n_positions": 4})
     checkpoint.save_model(sizes.fresh(spec, 0, "gpt2"), tmp_path / "a", dtype=torch.float32)
-    tensors = {k.removeprefix("transformer."): t for k, t in load_file(tmp_path / "a/model.safetensors").items()}
+    tensors = {
+        k.removeprefix("transformer."): t for k, t in load_file(tmp_path / "a/model.safetensors").items()
+    }
     tensors["h.0.attn.bias"] = torch.ones(1, 1, 4, 4)  # the mask buffer that old files carry
     save_file(tensors, tmp_path / "a/model.safetensors")
     checkpoint.save_model(checkpoint.load_model(tmp_path / "a"), tmp_path / "b", dtype=torch.float32)

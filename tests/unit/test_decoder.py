@@ -36,7 +36,9 @@ class Reference:
     def __init__(self) -> None:
         self.layers: list[int] = []
 
-    def __call__(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> torch.Tensor:
+    def __call__(
+        self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float
+    ) -> torch.Tensor:
         self.layers.append(layer)
         return reference_attention(LENGTHS, q, k, v, scale)
 
@@ -109,13 +111,17 @@ def test_scaled_frequencies_by_hand() -> None:
     plain = 1.0 / 1e4 ** (torch.arange(0, 8, 2) / 8)
     linear, one = inverse_frequencies(Rope(dim=8, scaling=RopeScaling(kind="linear", factor=4.0)))
     assert one == 1.0 and torch.allclose(linear, plain / 4)
-    scaling = RopeScaling(kind="llama3", factor=8.0, original_context=100, low_freq_factor=1.0, high_freq_factor=4.0)
+    scaling = RopeScaling(
+        kind="llama3", factor=8.0, original_context=100, low_freq_factor=1.0, high_freq_factor=4.0
+    )
     llama3, _ = inverse_frequencies(Rope(dim=8, scaling=scaling))
     # turns in 100 positions: 15.9 kept; 1.59 in between; 0.159 and 0.0159 stretched
     keep = (100 * 0.1 / (2 * math.pi) - 1) / 3
     want = torch.tensor([1.0, 0.1 * (keep + (1 - keep) / 8), 0.01 / 8, 0.001 / 8])
     assert torch.allclose(llama3, want, rtol=1e-5)
-    _, factor = inverse_frequencies(Rope(dim=8, scaling=RopeScaling(kind="yarn", factor=4.0, original_context=100)))
+    _, factor = inverse_frequencies(
+        Rope(dim=8, scaling=RopeScaling(kind="yarn", factor=4.0, original_context=100))
+    )
     assert factor == pytest.approx(0.1 * math.log(4) + 1)
 
 

@@ -23,7 +23,8 @@ def split_reference(qkv: Tensor) -> Tensor:
 
 # name: (fast, slow, shapes of the inputs)
 PAIRS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor], tuple[tuple[int, ...], ...]]] = {
-    "rms_norm": (lambda x, g: rms_norm(x, g, 1e-2), lambda x, g: reference_rms_norm(x, g, 1e-2), ((5, 8), (8,))),
+    "rms_norm": (lambda x, g: rms_norm(x, g, 1e-2), lambda x, g: reference_rms_norm(x, g, 1e-2),
+                 ((5, 8), (8,))),
     "rms_norm_heads": (lambda x, g: rms_norm(x, g, 1e-2), lambda x, g: reference_rms_norm(x, g, 1e-2),
                        ((5, 2, 8), (8,))),
     "swiglu": (swiglu, reference_swiglu, ((5, 12),)),
@@ -35,7 +36,10 @@ PAIRS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor], tuple[tuple
 
 def inputs(name: str, dtype: torch.dtype) -> list[Tensor]:
     g = torch.Generator().manual_seed(5)
-    return [torch.randn(*shape, generator=g, dtype=torch.float64).to(dtype).requires_grad_() for shape in PAIRS[name][2]]
+    return [
+        torch.randn(*shape, generator=g, dtype=torch.float64).to(dtype).requires_grad_()
+        for shape in PAIRS[name][2]
+    ]
 
 
 @pytest.mark.parametrize("name", PAIRS)

@@ -19,8 +19,8 @@ from caravan.types import UserError
 
 SHA = "a" * 40
 FILES = {
-    "config.json": b"{}", "model.safetensors": b"weights", "tokenizer.json": b"{}", "chat_template.jinja": b"t",
-    "modeling_evil.py": b"import os", "pytorch_model.bin": b"pickle", "README.md": b"words",
+    "config.json": b"{}", "model.safetensors": b"weights", "tokenizer.json": b"{}",
+    "chat_template.jinja": b"t", "modeling_evil.py": b"import os", "pytorch_model.bin": b"pickle", "README.md": b"words",
 }  # fmt: skip
 asked: list[str] = []
 
@@ -82,7 +82,12 @@ for reference in sys.argv[1:]:
 def fetch(endpoint: str, home: Path, *references: str) -> list[str]:
     """In a process of its own: huggingface_hub reads its environment once, at import."""
     env = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING", "TRANSFORMERS_"))}
-    env |= {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_DISABLE_TELEMETRY": "1", "no_proxy": "127.0.0.1"}
+    env |= {
+        "HF_ENDPOINT": endpoint,
+        "HF_HOME": str(home),
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "no_proxy": "127.0.0.1",
+    }
     env |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     done = subprocess.run(
         [sys.executable, "-c", CODE, *references],
@@ -93,7 +98,13 @@ def fetch(endpoint: str, home: Path, *references: str) -> list[str]:
 
 def test_fetch_takes_weights_and_words_but_no_code(endpoint: str, tmp_path: Path) -> None:
     good, gated, missing, revision, pickle = fetch(
-        endpoint, tmp_path, "hf:org/good", "hf:org/gated", "hf:org/missing", "hf:org/good@nope", "hf:org/picklish"
+        endpoint,
+        tmp_path,
+        "hf:org/good",
+        "hf:org/gated",
+        "hf:org/missing",
+        "hf:org/good@nope",
+        "hf:org/picklish",
     )
     assert good.startswith("ok ")
     names = {p.name for p in Path(good.removeprefix("ok ")).iterdir()}
@@ -109,7 +120,9 @@ def test_fetch_takes_weights_and_words_but_no_code(endpoint: str, tmp_path: Path
     assert "cannot reach http://127.0.0.1:9" in unknown and "local folder" in unknown
 
 
-@pytest.mark.parametrize("reference", ["gpt2", "hf:", "hf:a/b/c", "hf:../x", "hf:a/b@", "hf:a b", "hf:a/b@../../x"])
+@pytest.mark.parametrize(
+    "reference", ["gpt2", "hf:", "hf:a/b/c", "hf:../x", "hf:a/b@", "hf:a b", "hf:a/b@../../x"]
+)
 def test_malformed_ids_are_refused_before_any_network(reference: str) -> None:
     with pytest.raises(UserError, match="not a Hub id"):
         hub.fetch(reference)

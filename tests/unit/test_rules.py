@@ -40,7 +40,9 @@ def file(prefix: str = "m.") -> dict[str, torch.Tensor]:
 
 def load(tensors: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], bool]:
     table = rules.parse(TEXT)
-    return rules.load(table, rules.plan(table, spec(), CANONICAL), tensors.keys(), tensors.__getitem__, "somewhere")
+    return rules.load(
+        table, rules.plan(table, spec(), CANONICAL), tensors.keys(), tensors.__getitem__, "somewhere"
+    )
 
 
 def test_braces_prefixes_and_comments() -> None:
@@ -114,7 +116,12 @@ def test_interleaved_rows_by_hand() -> None:
 
 
 @settings(max_examples=50, deadline=None)
-@given(st.integers(1, 4), st.integers(1, 3), st.sampled_from([2, 4, 6]), st.sampled_from(["T", "grp", "rope", "cat"]))
+@given(
+    st.integers(1, 4),
+    st.integers(1, 3),
+    st.sampled_from([2, 4, 6]),
+    st.sampled_from(["T", "grp", "rope", "cat"]),
+)
 def test_every_op_undoes_itself(group: int, kv: int, width: int, op: str) -> None:
     s = spec(heads=group * kv, kv=kv, width=width)
     rows = torch.randn((group + 2) * kv * width, 3)

@@ -14,7 +14,13 @@ from caravan.types import UserError
 
 @pytest.mark.parametrize(
     ("size", "low", "high"),
-    [("nano", 0.9e6, 1.8e6), ("tiny", 5e6, 7e6), ("small", 25e6, 29e6), ("gpt2", 80e6, 130e6), ("1b", 0.9e9, 1.2e9)],
+    [
+        ("nano", 0.9e6, 1.8e6),
+        ("tiny", 5e6, 7e6),
+        ("small", 25e6, 29e6),
+        ("gpt2", 80e6, 130e6),
+        ("1b", 0.9e9, 1.2e9),
+    ],
 )
 def test_named_sizes_weigh_what_they_say(size: str, low: float, high: float) -> None:
     spec, reasons = sizes.derive(size, None, 4096, 512)
@@ -29,7 +35,13 @@ def test_named_sizes_weigh_what_they_say(size: str, low: float, high: float) -> 
 def test_small_is_the_benchmark_shape() -> None:
     spec, _ = sizes.derive("small", None, 4096, 512)
     layer = spec.layers[0]
-    assert (spec.d, len(spec.layers), layer.ffn.d_ff, layer.attn.n_head, layer.attn.head_dim) == (512, 8, 1408, 8, 64)
+    assert (spec.d, len(spec.layers), layer.ffn.d_ff, layer.attn.n_head, layer.attn.head_dim) == (
+        512,
+        8,
+        1408,
+        8,
+        64,
+    )
 
 
 @pytest.mark.parametrize("depth", range(1, 41))
@@ -41,7 +53,8 @@ def test_any_depth_gives_a_sound_model(depth: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("size", "depth", "vocab"), [("huge", None, 100), (None, None, 100), ("nano", 3, 100), (None, 0, 100), ("nano", None, 1)]
+    ("size", "depth", "vocab"), [("huge", None, 100), (None, None, 100), ("nano", 3, 100), (None, 0, 100),
+    ("nano", None, 1)]
 )  # fmt: skip
 def test_impossible_requests_are_explained(size: str | None, depth: int | None, vocab: int) -> None:
     with pytest.raises(UserError):

@@ -1,7 +1,9 @@
-"""One file per family: `spec(config.json) -> Spec`, `config(Spec) -> config.json`, and the reversible weight RULES.
+"""One file per family: `spec(config.json) -> Spec`, `config(Spec) -> config.json`, and the reversible weight
+RULES.
 
 The folder is the registry: the file's name is the `model_type` of config.json. Each file has ARCHITECTURE and
-CLASSIFIER (class names that transformers opens our folders with), RULES (see model/rules.py), `spec` and `config`.
+CLASSIFIER (class names that transformers opens our folders with), RULES (see model/rules.py), `spec` and
+`config`.
 """
 
 from __future__ import annotations

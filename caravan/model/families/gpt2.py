@@ -17,12 +17,14 @@ table @=transformer.h.{i} ~=transformer
 prefix? transformer.
 drop \.attn\.bias$ \.attn\.masked_bias$
 ~.{wte,wpe,ln_f} -> {embed,pos,norm}; @.{ln_1,ln_2} -> {n1,n2}; lm_head -> head
-@.attn.c_attn -> mix.qkv : T; @.attn.c_proj -> mix.o : T; @.mlp.c_fc -> ffn.inp : T; @.mlp.c_proj -> ffn.out : T
+@.attn.c_attn -> mix.qkv : T; @.attn.c_proj -> mix.o : T
+@.mlp.c_fc -> ffn.inp : T; @.mlp.c_proj -> ffn.out : T
 """
 
 
 def spec(config: Mapping[str, Any]) -> Spec:
-    """config.json -> Spec; `scale_attn_by_inverse_layer_idx` (CRFM) divides the scores by the layer's number."""
+    """config.json -> Spec; `scale_attn_by_inverse_layer_idx` (CRFM) divides the scores by the layer's
+    number."""
     d, heads = llama.need(config, "n_embd"), llama.need(config, "n_head")
     norm = Norm(kind="layer", eps=float(config.get("layer_norm_epsilon", 1e-5)), bias=True)
     scale = (d // heads) ** -0.5 if config.get("scale_attn_weights", True) else 1.0

@@ -34,29 +34,48 @@ def need(config: Mapping[str, Any], key: str) -> Any:
 def activation(name: str) -> Any:
     """Our name of an activation. Raises UserError for one we do not have."""
     if name not in ACTIVATIONS:
-        raise UserError(f"config.json: activation '{name}' is not supported", f"known: {', '.join(ACTIVATIONS)}")
+        raise UserError(
+            f"config.json: activation '{name}' is not supported", f"known: {', '.join(ACTIVATIONS)}"
+        )
     return ACTIVATIONS[name]
 
 
 def rope(config: Mapping[str, Any], head_dim: int) -> Rope:
-    """Rotary embedding from either generation of keys: rope_parameters (v5), or rope_theta and rope_scaling."""
+    """Rotary embedding from either generation of keys: rope_parameters (v5), or rope_theta and
+    rope_scaling."""
     values = dict(config.get("rope_scaling") or {}) | dict(config.get("rope_parameters") or {})
     theta = float(values.get("rope_theta") or config.get("rope_theta") or 10_000.0)
     share = values.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0
     kind = values.get("rope_type") or values.get("type") or "default"
-    scaling = None
+    scaling: RopeScaling | None = None
     if kind in ("linear", "llama3", "yarn"):
         optional = {
             key: values[key]
-            for key in ("low_freq_factor", "high_freq_factor", "beta_fast", "beta_slow", "attention_factor", "truncate")
+            for key in (
+                "low_freq_factor",
+                "high_freq_factor",
+                "beta_fast",
+                "beta_slow",
+                "attention_factor",
+                "truncate",
+            )
             if values.get(key) is not None
         }
-        original = values.get("original_max_position_embeddings") or config.get("max_position_embeddings") or 0
+        original = (
+            values.get("original_max_position_embeddings") or config.get("max_position_embeddings") or 0
+        )
         if kind == "yarn" and values.get("mscale") is not None:
             raise UserError("config.json: yarn scaling with 'mscale' is not supported")
-        scaling = RopeScaling(kind=kind, factor=float(need(values, "factor")), original_context=original, **optional)
+        scaling = RopeScaling(
+            kind=kind,  # type: ignore[arg-type]
+            factor=float(need(values, "factor")),
+            original_context=original,
+            **optional,
+        )
     elif kind != "default":
-        raise UserError(f"config.json: rope type '{kind}' is not supported", "known: default, linear, llama3, yarn")
+        raise UserError(
+            f"config.json: rope type '{kind}' is not supported", "known: default, linear, llama3, yarn"
+        )
     return Rope(dim=int(head_dim * share), theta=theta, scaling=scaling)
 
 
