@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from caravan.algos.advantage import explained_variance, gae, whiten
 from caravan.algos.kl import Adaptive, Fixed, k1, k3
+from caravan.algos.optim import OptimConfig
 from caravan.data.loader import ExampleLoader, PretrainLoader
 from caravan.data.pack import GroupBatch, fit
 from caravan.data.permute import feistel, mix
@@ -31,6 +32,7 @@ from caravan.engine.rollout import Rollout
 from caravan.model.checkpoint import check_vocab, load_model, load_reward
 from caravan.model.decoder import Decoder
 from caravan.model.heads import RewardModel
+from caravan.model.sizes import suggested_lr
 from caravan.store import Artefact
 from caravan.systems import metrics, parallel, state
 from caravan.systems.runtime import Machine
@@ -122,9 +124,10 @@ def load(inputs: Mapping[str, Artefact], cfg: Config, machine: Machine, tok: Tok
     critic = load_reward(inputs["reward"].path, device=device)
     for spec in (policy.spec, critic.decoder.spec):
         check_vocab(spec, tok.vocab_size)
+    optim = OptimConfig(lr=cfg.lr or suggested_lr(policy.spec) / 100, eps=1e-5, weight_decay=cfg.weight_decay)
     return Models(
-        policy=Trainee(policy, cfg.optim, dtype),
-        critic=Trainee(critic, cfg.critic_optim, dtype, keep_fp32=("score",)),
+        policy=Trainee(policy, optim, dtype),
+        critic=Trainee(critic, replace(optim, lr=cfg.critic_lr or 5 * optim.lr), dtype, keep_fp32=("score",)),
         reference=score.frozen(load_model(inputs["policy"].path, device=device), dtype, device),
         reward=score.frozen(load_reward(inputs["reward"].path, device=device), dtype, device),
         device=device,
@@ -337,9 +340,9 @@ def update(
         return method.value_loss(value_R, old_R, return_R, normaliser, cfg.ppo)
 
     extra = parallel.mine(ptx.micro_batches(count, cfg.micro_tokens)) if ptx is not None else []
-    moved = train_step(models.policy, [*micro, *extra], policy_loss, scale * cfg.optim.lr)
+    moved = train_step(models.policy, [*micro, *extra], policy_loss, scale * models.policy.config.lr)
     _audit_ratio(worst[0], models.policy.dtype)
-    learnt = train_step(models.critic, micro, value_loss, scale * cfg.critic_optim.lr)
+    learnt = train_step(models.critic, micro, value_loss, scale * models.critic.config.lr)
     return {
         **moved.stats,
         **learnt.stats,
@@ -364,7 +367,7 @@ def stop_if_diverged(in_a_row: int, step: int) -> None:
     if in_a_row >= _PATIENCE:
         raise UserError(
             f"training diverged: {in_a_row} rollouts in a row with a loss or gradient that is not finite (step {step})",
-            "lower optim.lr, or try precision fp32",
+            "lower lr, or try precision fp32",
         )
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,7 +23,7 @@ from caravan import stage
 from caravan.algos import reward as ranking
 from caravan.algos.logprobs import segment_sums
 from caravan.algos.optim import OptimConfig
-from caravan.algos.schedule import Schedule
+from caravan.algos.schedule import Schedule, ScheduleKind
 from caravan.data.loader import RankingLoader, group_batches
 from caravan.data.pack import GroupBatch
 from caravan.data.rankings import RankedGroups, need, read_rankings, render_rankings
@@ -31,6 +31,7 @@ from caravan.data.tokenizer import Tokenizer
 from caravan.engine import score
 from caravan.model.checkpoint import check_vocab, load_model, save_model
 from caravan.model.decoder import Decoder
+from caravan.model.sizes import suggested_lr
 from caravan.stage import Runtime
 from caravan.stages.reward import accuracy_interval
 from caravan.store import Artefact
@@ -61,12 +62,18 @@ class Config:
     """Tokens per optimiser step."""
     micro_tokens: int = 4096
     """Tokens per forward pass; bounds memory."""
-    max_tokens: int = 1024
-    """Longer candidates are left out and counted; at most the model's context."""
-    optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=1e-6, eps=1e-5, weight_decay=0.0))
-    """Optimiser; a full-size model wants 5e-7 to 5e-6, one of a few million weights 1e-5 to 1e-4."""
-    schedule: Schedule = field(default_factory=lambda: Schedule(kind="linear", warmup_steps=10))
-    """Learning rate over the run."""
+    context: int | None = None
+    """Longest prompt with answer in tokens; none: what the base was trained for. Longer ones are left out and counted."""
+    lr: float | None = None
+    """Peak learning rate; none: 1/100 of what pre-training at this width starts from."""
+    weight_decay: float = 0.0
+    """Decoupled decay of matrices."""
+    schedule: ScheduleKind = "linear"
+    """Learning rate over time: linear, cosine, wsd or constant."""
+    warmup_share: float = 0.05
+    """Share of the steps with rising rate."""
+    final_ratio: float = 0.1
+    """Learning rate at the end, as a share of the peak."""
     eval_steps: int = 0
     """Measure held-out loss every so many steps; 0 at the end only."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
@@ -97,11 +104,12 @@ def run(cfg: Config, inputs: Mapping[str, Artefact], out: Path, rt: Runtime) -> 
     tok = Tokenizer.load(policy)
     model = load_model(policy, device=machine.device)
     check_vocab(model.spec, tok.vocab_size)
-    limit = min(cfg.max_tokens, model.spec.context)
+    limit = min(cfg.context or model.spec.context, model.spec.context)
     train = need(render_rankings(read_rankings(data / "train.jsonl"), tok, limit), data / "train.jsonl")
     held = render_rankings(read_rankings(data / "heldout.jsonl"), tok, limit)
 
-    trainee = Trainee(model, cfg.optim, machine.dtype)
+    optim = OptimConfig(lr=cfg.lr or suggested_lr(model.spec) / 100, eps=1e-5, weight_decay=cfg.weight_decay)
+    trainee = Trainee(model, optim, machine.dtype)
     loader = RankingLoader(train.groups, cfg.batch_tokens, cfg.seed)
     steps = max(1, round(cfg.epochs * loader.steps_per_epoch))
     epoch = [b for s in range(loader.steps_per_epoch) for b in loader.micro_batches(s, cfg.micro_tokens)]
@@ -121,19 +129,23 @@ def run(cfg: Config, inputs: Mapping[str, Artefact], out: Path, rt: Runtime) -> 
     plan = loop.LoopConfig(
         steps=steps,
         micro_tokens=cfg.micro_tokens,
-        optim=cfg.optim,
-        schedule=cfg.schedule,
+        optim=optim,
+        schedule=Schedule(
+            kind=cfg.schedule, warmup_steps=max(1, round(cfg.warmup_share * steps)), final_ratio=cfg.final_ratio
+        ),
         eval_steps=cfg.eval_steps,
         guard=GuardConfig(sigma=0.0),  # a few hard pairs dominate the gradient once the rest is solved: no outliers
     )
-    history = loop.run(trainee, loader, loss, plan, rt, evaluate if len(held) else None)
-    save_model(model, out, policy, machine.dtype, generation_config(policy))
+    history = loop.run(trainee, loader, loss, plan, rt, evaluate if len(held) else None, say=machine.say)
+    if machine.first:
+        save_model(model, out, policy, machine.dtype, generation_config(policy))
     return {
         "prompts": len(train),
         "pairs": len(ranking.ranked_pairs(train.ranks).better),
         "refused": train.refused,
         "steps": history.step,
         "skipped_steps": history.skipped,
+        "lr": optim.lr,
         "first_loss": history.first_loss,
         "last_loss": history.last_loss,
         "heldout": heldout_facts(model, held, held_batches, held_reference, cfg.beta, history.last_eval),

@@ -11,7 +11,7 @@ demonstrations score 0 on average: the no-end-of-turn rule of PPO and the critic
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from caravan.algos import reward as algo
 from caravan.algos.optim import OptimConfig
-from caravan.algos.schedule import Schedule
+from caravan.algos.schedule import Schedule, ScheduleKind
 from caravan.data.loader import RankingLoader, group_batches
 from caravan.data.pack import GroupBatch
 from caravan.data.rankings import (
@@ -37,6 +37,7 @@ from caravan.engine import score
 from caravan.model.checkpoint import check_vocab, load_model, save_reward
 from caravan.model.decoder import Decoder
 from caravan.model.heads import RewardModel, ScoreHead
+from caravan.model.sizes import suggested_lr
 from caravan.stage import Runtime
 from caravan.store import Artefact
 from caravan.systems import loop, runtime
@@ -62,18 +63,24 @@ class Config:
     """Tokens per optimiser step."""
     micro_tokens: int = 4096
     """Tokens per forward pass; bounds memory."""
-    max_tokens: int = 1024
-    """Longer candidates are left out and counted; at most the model's context."""
+    context: int | None = None
+    """Longest prompt with answer in tokens; none: what the base was trained for. Longer ones are left out and counted."""
     margin: float = 0.0
     """Distance asked for between better and worse, in units of the score."""
     centring: float = 0.0
     """Weight of (s_better + s_worse)^2 in the loss; 0.01 is usual where scores drift."""
     reference_samples: int = 512
     """Demonstrations (at most) whose mean score becomes 0."""
-    optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=1e-5, eps=1e-5, weight_decay=0.0))
-    """Optimiser; a full-size model wants 3e-6 to 1e-5, one of a few million weights 1e-4."""
-    schedule: Schedule = field(default_factory=lambda: Schedule(kind="cosine", warmup_steps=10))
-    """Learning rate over the run."""
+    lr: float | None = None
+    """Peak learning rate; none: 1/20 of what pre-training at this width starts from."""
+    weight_decay: float = 0.0
+    """Decoupled decay of matrices."""
+    schedule: ScheduleKind = "cosine"
+    """Learning rate over time: linear, cosine, wsd or constant."""
+    warmup_share: float = 0.05
+    """Share of the steps with rising rate."""
+    final_ratio: float = 0.1
+    """Learning rate at the end, as a share of the peak."""
     eval_steps: int = 0
     """Measure held-out loss every so many steps; 0 at the end only."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
@@ -88,11 +95,12 @@ def run(cfg: Config, inputs: Mapping[str, Artefact], out: Path, rt: Runtime) -> 
     tok = Tokenizer.load(base)
     model = fresh(load_model(base, device=machine.device), cfg.seed)
     check_vocab(model.decoder.spec, tok.vocab_size)
-    limit = min(cfg.max_tokens, model.decoder.spec.context)
+    limit = min(cfg.context or model.decoder.spec.context, model.decoder.spec.context)
     train = need(render_rankings(read_rankings(data / "train.jsonl"), tok, limit), data / "train.jsonl")
     held = render_rankings(read_rankings(data / "heldout.jsonl"), tok, limit)
 
-    trainee = Trainee(model, cfg.optim, machine.dtype, keep_fp32=("score",))
+    optim = OptimConfig(lr=cfg.lr or suggested_lr(model.decoder.spec) / 20, eps=1e-5, weight_decay=cfg.weight_decay)
+    trainee = Trainee(model, optim, machine.dtype, keep_fp32=("score",))
     loader = RankingLoader(train.groups, cfg.batch_tokens, cfg.seed)
 
     def loss(model: RewardModel, batch: GroupBatch, normaliser: float) -> Loss:
@@ -108,23 +116,27 @@ def run(cfg: Config, inputs: Mapping[str, Artefact], out: Path, rt: Runtime) -> 
     plan = loop.LoopConfig(
         steps=steps,
         micro_tokens=cfg.micro_tokens,
-        optim=cfg.optim,
-        schedule=cfg.schedule,
+        optim=optim,
+        schedule=Schedule(
+            kind=cfg.schedule, warmup_steps=max(1, round(cfg.warmup_share * steps)), final_ratio=cfg.final_ratio
+        ),
         eval_steps=cfg.eval_steps,
         guard=GuardConfig(sigma=0.0),  # a few hard pairs dominate the gradient once the rest is solved: no outliers
     )
-    history = loop.run(trainee, loader, loss, plan, rt, evaluate if len(held) else None)
+    history = loop.run(trainee, loader, loss, plan, rt, evaluate if len(held) else None, say=machine.say)
 
     as_saved(model, machine.dtype)
     references = demonstrations(inputs.get("references"), train, tok, limit, cfg.reference_samples)
     mean, std = centre(model, references, cfg.micro_tokens)
-    save_reward(model, out, base, machine.dtype)
+    if machine.first:
+        save_reward(model, out, base, machine.dtype)
     return {
         "prompts": len(train),
         "pairs": len(algo.ranked_pairs(train.ranks).better),
         "refused": train.refused,
         "steps": history.step,
         "skipped_steps": history.skipped,
+        "lr": optim.lr,
         "first_loss": history.first_loss,
         "last_loss": history.last_loss,
         "reward_bias": mean,

@@ -26,9 +26,8 @@ import torch
 
 from caravan import stage
 from caravan.algos import kl as kl_algo
-from caravan.algos.optim import OptimConfig
 from caravan.algos.rl import ppo
-from caravan.algos.schedule import Schedule, lr_at
+from caravan.algos.schedule import Schedule, ScheduleKind, lr_at
 from caravan.data.tokenizer import Tokenizer
 from caravan.model.checkpoint import save_model
 from caravan.stage import Runtime
@@ -88,12 +87,16 @@ class Config:
     """Weight of the next-token loss on the ptx data (both losses are means per token); used when ptx is given."""
     ptx_tokens: int = 2048
     """ptx tokens per update."""
-    optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=1e-6, eps=1e-5, weight_decay=0.0))
-    """Policy: a full-size model wants 1e-6 to 3e-6, one of a few million weights 1e-5 to 1e-4."""
-    critic_optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=1e-5, eps=1e-5, weight_decay=0.0))
-    """Critic; usually 5 to 10 times the policy's learning rate."""
-    schedule: Schedule = field(default_factory=lambda: Schedule(kind="linear", final_ratio=0.1))
-    """Learning rates over the run."""
+    lr: float | None = None
+    """Policy's peak learning rate; none: 1/100 of what pre-training at this width starts from."""
+    critic_lr: float | None = None
+    """Critic's peak learning rate; none: five times the policy's."""
+    weight_decay: float = 0.0
+    """Decoupled decay of matrices."""
+    schedule: ScheduleKind = "linear"
+    """Learning rates over time: linear, cosine, wsd or constant."""
+    final_ratio: float = 0.1
+    """Learning rates at the end, as a share of the peak."""
     micro_tokens: int = 4096
     """Tokens per forward pass; bounds memory."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
@@ -135,7 +138,7 @@ def run(cfg: Config, inputs: Mapping[str, Artefact], out: Path, rt: Runtime) -> 
         score_S = method.no_end_score(experience.score_S, torch.tensor(rollout.done), cfg.no_end_score)
         parts.advantages(experience, rollout, score_S, control.value, cfg, method)
 
-        scale = lr_at(step, cfg.steps, 1.0, cfg.schedule)
+        scale = lr_at(step, cfg.steps, 1.0, Schedule(kind=cfg.schedule, final_ratio=cfg.final_ratio))
         updates = []
         for epoch in range(cfg.epochs):
             for place, number in enumerate(parts.order(len(minibatches), step, epoch, cfg.seed)):
@@ -149,7 +152,7 @@ def run(cfg: Config, inputs: Mapping[str, Artefact], out: Path, rt: Runtime) -> 
         clock.lap("update")
 
         numbers = parts.summary(rollout, experience, score_S, updates)
-        metrics.write(step=step, kl_coefficient=control.value, lr=scale * cfg.optim.lr, **numbers)
+        metrics.write(step=step, kl_coefficient=control.value, lr=scale * models.policy.config.lr, **numbers)
         control = control.update(numbers["kl"], int(numbers["responses"]))
         step += 1
         timing.write(step=step - 1, **clock.seconds, tokens=len(rollout.ids_N))
@@ -162,7 +165,7 @@ def run(cfg: Config, inputs: Mapping[str, Artefact], out: Path, rt: Runtime) -> 
             parallel.barrier()
             saved_at = time.monotonic()
 
-    save_model(
-        models.policy.model, out, inputs["policy"].path, machine.dtype, parts.generation_config(inputs["policy"].path)
-    )
+    if machine.first:
+        source = inputs["policy"].path
+        save_model(models.policy.model, out, source, machine.dtype, parts.generation_config(source))
     return {**parts.facts(rt.work / "metrics.jsonl"), **prompts.facts, "kl_coefficient": control.value}
