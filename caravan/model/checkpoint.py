@@ -344,7 +344,7 @@ def save_reward(
 ) -> None:
     """Write a reward model as `...ForSequenceClassification` with one label.
 
-    The reward is the score minus `reward_bias` of config.json; readers that do not know the key see the raw score.
+    The reward is the score minus `reward_bias` of config.json; other readers see the raw score.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

@@ -16,10 +16,21 @@ from caravan.types import UserError
 
 SMALL: dict[str, Any] = {
     # the union of both spellings: every family reads the keys it knows
-    "vocab_size": 61, "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2,
-    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 6, "max_position_embeddings": 32, "tie_word_embeddings": False,
-    "sliding_window": 16, "n_embd": 24, "n_head": 4, "n_layer": 2, "n_positions": 32,
-}  # fmt: skip
+    "vocab_size": 61,
+    "hidden_size": 24,
+    "intermediate_size": 40,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 6,
+    "max_position_embeddings": 32,
+    "tie_word_embeddings": False,
+    "sliding_window": 16,
+    "n_embd": 24,
+    "n_head": 4,
+    "n_layer": 2,
+    "n_positions": 32,
+}
 
 
 @pytest.fixture(params=families.names())

@@ -22,11 +22,24 @@ TOLERANCE = 5e-5  # of max|diff| / std: a customary atol of 1e-3 accepts the wro
 VOCAB, LENGTH = 101, 21
 
 LLAMA = {
-    "vocab_size": VOCAB, "hidden_size": 48, "intermediate_size": 68, "num_hidden_layers": 3, "num_attention_heads": 6,
-    "num_key_value_heads": 2, "max_position_embeddings": 64, "rms_norm_eps": 1e-5, "tie_word_embeddings": False,
-}  # fmt: skip
-LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-              "original_max_position_embeddings": 16, "rope_theta": 5e5}  # fmt: skip
+    "vocab_size": VOCAB,
+    "hidden_size": 48,
+    "intermediate_size": 68,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "rms_norm_eps": 1e-5,
+    "tie_word_embeddings": False,
+}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+    "rope_theta": 5e5,
+}
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "rope_theta": 1e4}
 GPT2 = {"vocab_size": VOCAB, "n_embd": 48, "n_head": 6, "n_layer": 3, "n_positions": 64, "n_inner": None}
 
@@ -37,19 +50,29 @@ MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "llama-mqa-wide": ("LlamaConfig", "LlamaForCausalLM", LLAMA | {"num_key_value_heads": 1, "head_dim": 12}),
     "llama-bias": ("LlamaConfig", "LlamaForCausalLM", LLAMA | {"attention_bias": True, "mlp_bias": True}),
     "llama-llama3": ("LlamaConfig", "LlamaForCausalLM", LLAMA | {"rope_parameters": LLAMA3}),
-    "llama-linear": ("LlamaConfig", "LlamaForCausalLM", LLAMA
-                     | {"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4}}),
+    "llama-linear": (
+        "LlamaConfig",
+        "LlamaForCausalLM",
+        LLAMA | {"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4}},
+    ),
     "llama-yarn": ("LlamaConfig", "LlamaForCausalLM", LLAMA | {"rope_parameters": YARN}),
     "llama-gelu": ("LlamaConfig", "LlamaForCausalLM", LLAMA | {"hidden_act": "gelu"}),
     "qwen2": ("Qwen2Config", "Qwen2ForCausalLM", LLAMA | {"tie_word_embeddings": True}),
     "qwen3": ("Qwen3Config", "Qwen3ForCausalLM", LLAMA | {"head_dim": 12}),
     "mistral": ("MistralConfig", "MistralForCausalLM", LLAMA | {"sliding_window": 32}),
     "gpt2": ("GPT2Config", "GPT2LMHeadModel", GPT2),
-    "gpt2-relu-inner": ("GPT2Config", "GPT2LMHeadModel", GPT2 | {"n_inner": 52, "activation_function": "relu"}),
-    "gpt2-scales": ("GPT2Config", "GPT2LMHeadModel", GPT2
-                    | {"scale_attn_by_inverse_layer_idx": True, "layer_norm_epsilon": 1e-3}),
+    "gpt2-relu-inner": (
+        "GPT2Config",
+        "GPT2LMHeadModel",
+        GPT2 | {"n_inner": 52, "activation_function": "relu"},
+    ),
+    "gpt2-scales": (
+        "GPT2Config",
+        "GPT2LMHeadModel",
+        GPT2 | {"scale_attn_by_inverse_layer_idx": True, "layer_norm_epsilon": 1e-3},
+    ),
     "gpt2-untied": ("GPT2Config", "GPT2LMHeadModel", GPT2 | {"tie_word_embeddings": False}),
-}  # fmt: skip
+}
 
 
 def reference(name: str, folder: Path, classifier: bool = False) -> Any:

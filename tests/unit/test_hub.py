@@ -19,9 +19,14 @@ from caravan.types import UserError
 
 SHA = "a" * 40
 FILES = {
-    "config.json": b"{}", "model.safetensors": b"weights", "tokenizer.json": b"{}",
-    "chat_template.jinja": b"t", "modeling_evil.py": b"import os", "pytorch_model.bin": b"pickle", "README.md": b"words",
-}  # fmt: skip
+    "config.json": b"{}",
+    "model.safetensors": b"weights",
+    "tokenizer.json": b"{}",
+    "chat_template.jinja": b"t",
+    "modeling_evil.py": b"import os",
+    "pytorch_model.bin": b"pickle",
+    "README.md": b"words",
+}
 asked: list[str] = []
 
 
@@ -91,8 +96,13 @@ def fetch(endpoint: str, home: Path, *references: str) -> list[str]:
     env |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     done = subprocess.run(
         [sys.executable, "-c", CODE, *references],
-        env=env, capture_output=True, text=True, timeout=60, check=True, cwd=Path(__file__).parents[2],
-    )  # fmt: skip
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+        cwd=Path(__file__).parents[2],
+    )
     return done.stdout.splitlines()
 
 
