@@ -45,7 +45,7 @@ def from_dict(cls: type[T], raw: Mapping[str, Any], where: str = "") -> T:
                 f"{cls.__module__} has no setting `{where}{name}`", nearest(name, settable, where)
             )
     values = {name: _value(hints[name], value, f"{where}{name}") for name, value in raw.items()}
-    absent = [f.name for f in _required(cls) if f.name not in values]
+    absent = [f.name for f in required(cls) if f.name not in values]
     if absent:
         raise UserError(f"setting `{where}{absent[0]}` is needed", field_docs(cls).get(absent[0]))
     return cls(**values)
@@ -116,7 +116,7 @@ def from_flags(cls: type[T], argv: Sequence[str], prog: str = "caravan", also: S
     Raises UserError naming the nearest flag, of the config or of those in `also`, for an unknown one.
     """
     words = list(_tidy(cls, argv, prog, also))
-    absent = [f.name for f in _required(cls) if f"--{f.name}" not in words]
+    absent = [f.name for f in required(cls) if f"--{f.name}" not in words]
     if absent:
         flag = absent[0].replace("_", "-")
         raise UserError(f"{prog} needs --{flag}", field_docs(cls).get(absent[0], f"see `{prog} --help`"))
@@ -225,7 +225,8 @@ def _default(f: dc.Field[Any]) -> Any:
     return f.default_factory() if f.default_factory is not dc.MISSING else f.default
 
 
-def _required(cls: Any) -> list[dc.Field[Any]]:
+def required(cls: Any) -> list[dc.Field[Any]]:
+    """Fields without a default."""
     return [
         f for f in dc.fields(cls) if f.init and f.default is dc.MISSING and f.default_factory is dc.MISSING
     ]

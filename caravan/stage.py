@@ -19,6 +19,7 @@ import functools
 import importlib
 import importlib.util
 import json
+import math
 import os
 import re
 import shutil
@@ -304,10 +305,10 @@ def _json(value: Any) -> Any:
         return {str(k): _json(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return [_json(v) for v in value]
-    if isinstance(value, float) and value not in (value, float("inf"), float("-inf")):
+    if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if isinstance(value, bool | int | float | str) or value is None:
-        return value if not isinstance(value, float) or abs(value) != float("inf") else str(value)
+        return value
     return _json(value.item()) if hasattr(value, "item") else str(value)
 
 

@@ -82,7 +82,7 @@ class Store:
         kind, _, prefix = (named or ref).rpartition("/")
         hits = self._matching(kind or "*", prefix) if _HEX.fullmatch(prefix) else []
         if not hits and named:
-            raise UserError(f"`{ref}` names {named}, which is no longer in {self.root}")
+            raise UserError(f"`{ref}` names {named}, which is no longer in {self.root}", "make it again")
         if not hits:
             near = [n for n in self.names() if n.startswith(ref[:3])]
             hint = f"did you mean `{near[0]}`?" if near else "`caravan ls` shows what is there"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from caravan import outside, stage
 from caravan.store import Artefact, Store
 from caravan.types import UserError
 
+_LIKE_REF = re.compile(r"([a-z_]+/)?[0-9a-f]{4,64}")
 Make = Callable[[str, Artefact], Artefact]
 """Run stage `name` at its default settings on raw data."""
 
@@ -26,12 +28,14 @@ def resolve(store: Store, text: str, spec: str, make: Make) -> Artefact:
     path = Path(text).expanduser()
     try:
         return store.open(text)
-    except UserError:
-        if not path.exists():
-            if "/" in text and not text.startswith(tuple(f"{k}/" for k in kinds)):
-                raise UserError(f"there is no file or folder {text}, and no artefact of that name") from None
+    except UserError as err:
+        if path.exists():
+            return _from_path(store, path, kinds, make)
+        if _LIKE_REF.fullmatch(text):
             raise
-    return _from_path(store, path, kinds, make)
+        hint = "check the path, it is taken from the current folder; `caravan ls` shows the artefacts"
+        hint = err.hint if err.hint and err.hint.startswith("did you mean") else hint
+        raise UserError(f"there is no file or folder {text}, and no artefact of that name", hint) from None
 
 
 def _from_path(store: Store, path: Path, kinds: tuple[str, ...], make: Make) -> Artefact:

@@ -63,7 +63,11 @@ class Config(Base):
 def test_round_trip_through_data() -> None:
     cfg = Config(size="tiny", ramp=3, mode=Mode.EXACT, mix={"x": 1.0}, optim=Optim(lr=2.0), tasks=())
     plain = config.to_dict(cfg)
-    assert plain["tasks"] == [] and plain["optim"] == {"lr": 2.0, "betas": [0.9, 0.95]} and plain["mode"] == "EXACT"
+    assert (
+        plain["tasks"] == []
+        and plain["optim"] == {"lr": 2.0, "betas": [0.9, 0.95]}
+        and plain["mode"] == "EXACT"
+    )
     assert config.from_dict(Config, plain) == cfg
 
 
@@ -92,7 +96,9 @@ def test_two_configs_share_a_key_only_if_they_are_equal(a: Config, b: Config) ->
 def test_only_what_differs_from_the_default_is_asked() -> None:
     assert config.non_default(Config(size="tiny")) == {"size": "tiny"}
     chosen = config.non_default(Config(size="tiny", steps=7, optim=Optim()))
-    assert chosen == {"size": "tiny", "steps": 7, "optim": {"lr": 1e-3}}, "against the parent's default instance"
+    assert chosen == {"size": "tiny", "steps": 7, "optim": {"lr": 1e-3}}, (
+        "against the parent's default instance"
+    )
 
 
 def test_a_number_is_the_same_question_however_it_is_written() -> None:

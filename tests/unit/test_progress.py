@@ -83,7 +83,15 @@ def test_reporting_is_cheap() -> None:
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(0, "0"), (7, "7"), (1234, "1,234"), (2.5, "2.50"), (1_234_567, "1.23M"), (12e9, "12G"), (1234e9, "1,234G")],
+    [
+        (0, "0"),
+        (7, "7"),
+        (1234, "1,234"),
+        (2.5, "2.50"),
+        (1_234_567, "1.23M"),
+        (12e9, "12G"),
+        (1234e9, "1,234G"),
+    ],
 )
 def test_amounts(value: float, text: str) -> None:
     assert progress._amount(value) == text

@@ -1,4 +1,4 @@
-"""What the store promises: content decides, publishing is all or nothing, nothing is lost or taken on trust."""
+"""What the store promises: content decides, publishing is all or nothing, nothing is taken on trust."""
 
 from __future__ import annotations
 
@@ -28,7 +28,9 @@ def store(tmp_path: Path) -> Store:
     return Store(tmp_path / "store")
 
 
-def make(store: Store, text: str, kind: str = "corpus", question: object = None, **inputs: Artefact) -> Artefact:
+def make(
+    store: Store, text: str, kind: str = "corpus", question: object = None, **inputs: Artefact
+) -> Artefact:
     """Publish one small file as the answer to `question`."""
     refs = {role: f"{art.kind}/{art.id}" for role, art in inputs.items()}
     asked = {"stage": "test", "question": question if question is not None else text, "inputs": refs}
@@ -57,7 +59,9 @@ def test_equal_answers_to_different_questions_share_one_artefact(store: Store) -
         assert found is not None and found.id == first.id
 
 
-def test_add_takes_the_id_of_what_it_copied(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_add_takes_the_id_of_what_it_copied(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source = tmp_path / "a.txt"
     source.write_text("before")
     copyfile = shutil.copyfile
@@ -109,7 +113,7 @@ def test_unfit_folders_are_refused_with_a_hint(
 
 
 def test_a_missing_path_is_named(store: Store, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no file or folder .*nowhere"):
+    with pytest.raises(UserError, match=r"no file or folder .*nowhere"):
         store.add(tmp_path / "nowhere")
 
 
@@ -127,7 +131,14 @@ def test_an_unreadable_file_is_named(store: Store, tmp_path: Path, monkeypatch: 
 def test_of_a_model_folder_only_what_runs_it_enters(store: Store, tmp_path: Path) -> None:
     folder = tmp_path / "model"
     (folder / "onnx").mkdir(parents=True)
-    wanted = ("config.json", "model.safetensors", "tokenizer.json", "merges.txt", "spiece.model", "chat.jinja")
+    wanted = (
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "merges.txt",
+        "spiece.model",
+        "chat.jinja",
+    )
     for name in (*wanted, "pytorch_model.bin", "modeling_evil.py", "README.md", "onnx/model.json"):
         (folder / name).write_text(name)
     art = store.add(folder, kind="model")
@@ -274,10 +285,12 @@ def test_no_text_reaches_outside_the_store(text: str) -> None:
         Store("/nonexistent/store").open(text)
 
 
-@pytest.mark.parametrize("ref", ["", "?", "*", "corpus/*", "corpus/", "../store", "a/../b", "/etc", "Corpus/AB", "a b"])
+@pytest.mark.parametrize(
+    "ref", ["", "?", "*", "corpus/*", "corpus/", "../store", "a/../b", "/etc", "Corpus/AB", "a b"]
+)
 def test_references_that_are_none(store: Store, ref: str) -> None:
     make(store, "text")
-    with pytest.raises(UserError, match="is no reference|there is no"):
+    with pytest.raises(UserError, match=r"is no reference|there is no"):
         store.open(ref)
 
 
@@ -287,7 +300,9 @@ def test_names_move_and_keep_their_history(store: Store) -> None:
     store.name("best", two)
     assert store.open("best").id == two.id
     path = store.root / "names" / "best"
-    assert [line.split()[1] for line in path.read_text().splitlines()] == [f"corpus/{a.id}" for a in (one, two)]
+    assert [line.split()[1] for line in path.read_text().splitlines()] == [
+        f"corpus/{a.id}" for a in (one, two)
+    ]
     with path.open("a") as f:
         f.write("2026-01-01T00:00:00Z corpus/12")  # a write cut short
     assert store.open("best").id == two.id

@@ -66,7 +66,9 @@ def run(cfg: Config, inputs: Mapping[str, Artefact], out: Path, rt: Runtime) -> 
             if str(step + 1) == os.environ.get("COUNTING_DIES_AT"):
                 os.kill(os.getpid(), signal.SIGKILL)
             time.sleep(float(os.environ.get("COUNTING_SLEEPS", "0")))
-        metrics.write(json.dumps({"step": cfg.steps, "loss": 1.5, "seconds": time.time(), "lines_per_second": 3}) + "\n")
+        metrics.write(
+            json.dumps({"step": cfg.steps, "loss": 1.5, "seconds": time.time(), "lines_per_second": 3}) + "\n"
+        )
     if os.environ.get("COUNTING_FAILS") == "full":
         raise OSError(errno.ENOSPC, "No space left on device", str(out / "counts.json"))
     if os.environ.get("COUNTING_FAILS") == "interrupted":
