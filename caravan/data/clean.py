@@ -1,9 +1,9 @@
 """Cleaning one text, and the rules that turn a text down.
 
 Repetition: Rae et al. 2021 (Gopher), table A1, counted as RedPajama-v2 does: every word inside any repeated
-n-gram, both copies, each word once, over the sum of word lengths; a most frequent n-gram counts only if seen
-twice. The limits were found on web pages, so a longer text is judged page by page. Left out: the rules
-that suit English web pages alone (stop words, end marks), and all of them for source code. For scripts written
+n-gram, both copies, each word once, over the sum of word lengths; the most frequent n-gram counts if it occurs
+twice. The limits were found on web pages, so a longer text is judged page by page. Left out: the rules that
+suit English web pages alone (stop words, end marks), and all of them for source code. For scripts written
 without spaces only whole lines are compared.
 """
 

@@ -45,7 +45,7 @@ class WordHashes:
 def char_hashes(text: str) -> np.ndarray:
     """uint64, one per character that is a letter or a digit."""
     codes = np.frombuffer("".join(filter(str.isalnum, text)).encode("utf-32-le", "replace"), np.uint32)
-    return fold(codes.astype(np.uint64), np.uint64(0xA5A5A5A5A5A5A5A5))
+    return fold(codes.astype(np.uint64), np.full(1, 0xA5A5A5A5A5A5A5A5, np.uint64))
 
 
 def signature(units_n: np.ndarray) -> np.ndarray:

@@ -139,8 +139,9 @@ class Tokenizer:
         # A unigram model may hold a special token's text as an ordinary piece: cut that text after one
         # character.
         ids = []
-        for piece in self._inside_special.split(text):
-            ids += backend.encode(_whole(piece), add_special_tokens=False).ids
+        for at, piece in enumerate(self._inside_special.split(text)):
+            part = self._continuation if at else backend
+            ids += part.encode(_whole(piece), add_special_tokens=False).ids
         return [i for i in ids if i not in self._control or i == self._named("unk_token")]
 
     @cached_property

@@ -89,12 +89,8 @@ def chunks(path: Path, on_bad: OnBad) -> Iterator[bytes]:
         if suffix == ".zst":
             yield from _unzstd(path)
         else:
-            opener: Callable[[Path], Any] = {
-                ".gz": gzip.open,
-                ".bz2": bz2.open,
-                ".xz": lzma.open,
-            }.get(suffix, lambda p: p.open("rb"))
-            with opener(path) as file:
+            opener: Any = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}.get(suffix, Path.open)
+            with opener(path, "rb") as file:
                 read = getattr(file, "read1", file.read)
                 while chunk := read(_CHUNK):
                     yield chunk
@@ -281,9 +277,10 @@ def message_of(turn: Any) -> Message:
     content = turn.get("content", turn.get("value"))
     if isinstance(content, list):
         parts = [p.get("text") if isinstance(p, dict) else p for p in content]
-        if not all(isinstance(p, str) for p in parts):
+        texts = [p for p in parts if isinstance(p, str)]
+        if len(texts) < len(parts):
             raise Bad("text alone in a turn (images and sound are not read)")
-        content = "".join(parts)
+        content = "".join(texts)
     if not isinstance(content, str):
         raise Bad("a text in every turn")
     if given == "function_call":

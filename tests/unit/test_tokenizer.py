@@ -1,0 +1,158 @@
+"""Text to ids and back, and what the special tokens of a checkpoint are."""
+
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from caravan.data.tokenizer import QWEN2_SPLIT, SPECIALS, Tokenizer, train
+from caravan.types import UserError
+
+TEXTS = [
+    "def split(text, sep=None):\n    '''Return the words of a text.'''\n    return text.split(sep)\n" * 3,
+    "12+29=41\n你是谁？我是一个小助手。The year 2026 isn't over; they'll see.\r\n" * 3,
+]
+
+
+@pytest.fixture(scope="module")
+def tok() -> Tokenizer:
+    return train(TEXTS, 400)
+
+
+def test_specials_have_the_first_ids(tok: Tokenizer) -> None:
+    assert [tok.special[t] for t in SPECIALS] == [0, 1, 2, 3]
+    assert (tok.eos, tok.bos, tok.pad, tok.end_of_turn) == (0, 0, 1, 3)
+    assert tok.stop_ids == {0, 3}
+    assert tok.vocab_size <= 400
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.text())
+def test_text_comes_back_whole(text: str) -> None:
+    assert _shared().decode(_shared().encode(text)) == text
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.sampled_from([*SPECIALS, "<|im_", "end|>", " ", "\n", "a"]), max_size=8).map("".join))
+def test_no_text_becomes_a_special_token(text: str) -> None:
+    ids = _shared().encode(text)
+    assert not set(ids) & {0, 1, 2, 3}
+    assert _shared().decode(ids) == text
+    assert _shared().encode_many([text, "x"]) == [ids, _shared().encode("x")]
+
+
+_TOK: list[Tokenizer] = []
+
+
+def _shared() -> Tokenizer:
+    if not _TOK:
+        _TOK.append(train(TEXTS, 400))
+    return _TOK[0]
+
+
+def test_digits_stand_alone(tok: Tokenizer) -> None:
+    assert [tok.decode([i]) for i in tok.encode("2026")] == ["2", "0", "2", "6"]
+    assert "p{N}|" in QWEN2_SPLIT
+
+
+def test_bytes_of_ids_spell_the_text(tok: Tokenizer) -> None:
+    text = "naïve 你好 \x00\x7f 🙂"
+    assert b"".join(tok.bytes_of(i) for i in tok.encode(text)) == text.encode()
+    assert tok.bytes_of(3) == b"<|im_end|>"
+
+
+def test_lone_surrogate_is_replaced(tok: Tokenizer) -> None:
+    assert tok.decode(tok.encode("a\ud800b")) == "a\ufffdb"
+    assert tok.encode_many(["a\ud800b"]) == [tok.encode("a\ud800b")]
+
+
+def test_training_twice_gives_one_tokenizer() -> None:
+    assert train(TEXTS, 330)._definition == train(iter(TEXTS), 330)._definition
+
+
+def test_too_small_a_vocabulary_is_refused() -> None:
+    with pytest.raises(UserError, match="260"):
+        train(TEXTS, 200)
+
+
+def test_saved_and_loaded_is_the_same(tok: Tokenizer, tmp_path) -> None:
+    tok.save(tmp_path)
+    again = Tokenizer.load(tmp_path)
+    text = "def split(text): 12 你是谁 <|im_end|>"
+    assert again.encode(text) == tok.encode(text)
+    assert (again.eos, again.pad, again.end_of_turn, again.chat_template) == (0, 1, 3, tok.chat_template)
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    assert config["chat_template"] == (tmp_path / "chat_template.jinja").read_text()
+
+
+def test_stops_of_generation_config_count(tok: Tokenizer, tmp_path) -> None:
+    tok.save(tmp_path)
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [3, 7]}')
+    assert Tokenizer.load(tmp_path).stop_ids == {0, 3, 7}
+
+
+def test_names_missing_from_the_config_come_from_the_model(tok: Tokenizer, tmp_path) -> None:
+    tok.save(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text("{}")
+    (tmp_path / "chat_template.jinja").unlink()
+    (tmp_path / "config.json").write_text('{"eos_token_id": 0, "pad_token_id": 1}')
+    again = Tokenizer.load(tmp_path)
+    assert (again.eos, again.pad, again.bos, again.end_of_turn) == (0, 1, None, 3)
+
+
+def test_control_token_not_marked_special_stays_out_of_text(tok: Tokenizer, tmp_path) -> None:
+    """Some checkpoints forget the flag on their end-of-text token."""
+    tok.save(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    definition = json.loads(path.read_text())
+    for token in definition["added_tokens"]:
+        token["special"] = False
+    path.write_text(json.dumps(definition))
+    again = Tokenizer.load(tmp_path)
+    assert again.eos not in again.encode("a<|endoftext|>b")
+
+
+def test_missing_or_broken_files_are_named(tmp_path) -> None:
+    with pytest.raises(UserError, match="tokenizer.json is missing"):
+        Tokenizer.load(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{")
+    with pytest.raises(UserError, match="not valid JSON"):
+        Tokenizer.load(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(UserError, match="cannot be read"):
+        Tokenizer.load(tmp_path)
+
+
+def test_gpt2_files_give_the_known_ids(kit) -> None:
+    tok = Tokenizer.load(kit / "tokenizers/gpt2")
+    vectors = [json.loads(line) for line in (kit / "tokenizers/gpt2/vectors_30.jsonl").open(encoding="utf-8")]
+    assert len(vectors) == 30
+    for v in vectors:
+        if "<|endoftext|>" not in v["text"]:
+            assert tok.encode(v["text"]) == v["ids"]
+    assert tok.eos == 50256 and tok.end_of_turn == 50256
+
+
+def test_minimind_tokens_are_found(kit) -> None:
+    tok = Tokenizer.load(kit / "tokenizers/minimind")
+    assert (tok.pad, tok.bos, tok.eos, tok.end_of_turn, tok.vocab_size) == (0, 1, 2, 2, 6400)
+
+
+def test_unigram_piece_that_spells_a_special_token_is_not_used(tmp_path) -> None:
+    """A unigram model may hold `</s>` among its pieces, where matching it would be plain encoding."""
+    from tokenizers import Tokenizer as Backend
+    from tokenizers import decoders, models, pre_tokenizers
+
+    pieces = [("<unk>", 0.0), ("</s>", 0.0)] + [(c, -3.0) for c in "</s>ab▁"]
+    backend = Backend(models.Unigram(pieces, unk_id=0))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace()
+    backend.decoder = decoders.Metaspace()
+    backend.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "</s>"}')
+    tok = Tokenizer.load(tmp_path)
+    assert tok.eos == 1
+    assert 1 not in tok.encode("a</s>b")
+    assert tok.decode(tok.encode("a</s>b")) == "a</s>b"
+    assert tok.decode(tok.encode_continuation("b")) == "b"
+    assert len(tok.encode("b")) == 2 and len(tok.encode_continuation("b")) == 1
