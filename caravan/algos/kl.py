@@ -6,8 +6,9 @@ For a token drawn from p, with x = log p - log q (Schulman, "Approximating KL di
     k2 = x^2 / 2      biased, low variance
     k3 = e^-x - 1 + x unbiased, low variance, never negative
 
-Which one where is not a matter of taste. As a *value* to log: k1 or k3. Inside the *reward*: only k1 gives the
-gradient of KL(p || q). Inside the *loss*: only k2 does; k1 gives a gradient of zero, k3 that of KL(q || p).
+Which one where is not a matter of taste. As a *value* to log: k1 or k3. Inside the *reward*: only k1 gives
+the gradient of KL(p || q). Inside the *loss*: only k2 does; k1 gives a gradient of zero, k3 that of KL(q ||
+p).
 """
 
 from __future__ import annotations
@@ -49,7 +50,8 @@ class Fixed:
 
 @dataclass(frozen=True, kw_only=True)
 class Adaptive:
-    """Proportional controller (Ziegler et al. 2019, section 2.2): steers the KL of a response towards `target`.
+    """Proportional controller (Ziegler et al. 2019, section 2.2): steers the KL of a response towards
+    `target`.
 
     value *= 1 + clip(kl / target - 1, +-0.2) * episodes / horizon
     """
@@ -61,11 +63,16 @@ class Adaptive:
     """Episodes (responses) after which a constant error of 20 % has moved the coefficient by 20 %."""
 
     def update(self, kl: float, episodes: int) -> Adaptive:
-        """`kl`: mean over responses of the KL *summed* over the response; `episodes`: responses in the rollout."""
+        """`kl`: mean over responses of the KL *summed* over the response; `episodes`: responses in the
+        rollout."""
         error = min(max(kl / self.target - 1.0, -0.2), 0.2)
         return replace(self, value=self.value * (1.0 + error * episodes / self.horizon))
 
 
 def controller(coefficient: float, target: float, horizon: int) -> Fixed | Adaptive:
     """`target` 0 keeps the coefficient fixed."""
-    return Adaptive(value=coefficient, target=target, horizon=horizon) if target > 0 else Fixed(value=coefficient)
+    return (
+        Adaptive(value=coefficient, target=target, horizon=horizon)
+        if target > 0
+        else Fixed(value=coefficient)
+    )

@@ -1,13 +1,14 @@
-"""Log-probabilities of given tokens: the one function behind old, new and reference log-probs, PPO and DPO alike.
+"""Log-probabilities of given tokens: the one function behind old, new and reference log-probs, PPO and DPO
+alike.
 
     log p(y | h) = z_y - logsumexp(z),      z = (h W^T + b) / T
 
 Always in float32 (float64 stays float64): rounding of a bf16 log-softmax is larger than the KL signal that is
-read from it. The [N, V] logits are never held: a chunk of rows at a time is made, reduced and dropped, and the
-backward pass makes it again. `token_logprobs_reference` is the same in three lines, with all the memory.
+read from it. The [N, V] logits are never held: a chunk of rows at a time is made, reduced and dropped, and
+the backward pass makes it again. `token_logprobs_reference` is the same in three lines, with all the memory.
 
-Every caller passes the temperature of its sampler; with another one the PPO ratio is not 1 at the first step and
-the KL is that of another policy.
+Every caller passes the temperature of its sampler; with another one the PPO ratio is not 1 at the first step
+and the KL is that of another policy.
 
 Shapes: N tokens, S segments, D model width, V vocabulary.
 """
@@ -37,7 +38,8 @@ def _logits(hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, tempera
 
 
 class _TokenLogprobs(torch.autograd.Function):
-    """Forward keeps logsumexp and entropy per row (2 N numbers); backward rebuilds the logits chunk by chunk."""
+    """Forward keeps logsumexp and entropy per row (2 N numbers); backward rebuilds the logits chunk by
+    chunk."""
 
     @staticmethod
     def forward(
@@ -91,7 +93,8 @@ class _TokenLogprobs(torch.autograd.Function):
                 gz = p.mul_(-g)
             gz.scatter_add_(1, targets_N[a:b, None], g)
             gz.div_(ctx.temperature)
-            # The two products of the gradient run in the model's own dtype: they are averaged, not exponentiated.
+            # The two products of the gradient run in the model's own dtype: they are averaged, not
+            # exponentiated.
             low = gz.to(hidden_ND.dtype)
             if g_hidden is not None:
                 torch.mm(low, weight_VD.to(low.dtype), out=g_hidden[a:b])
@@ -146,9 +149,9 @@ def token_logprobs(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Natural log-probability of `targets_N` under softmax((hidden W^T + b) / temperature), differentiable.
 
-    Returns logp_N float32 (float64 for float64 input); with `entropy` also entropy_N = lse - sum p z, differentiable
-    too. `chunk` is rows at once (default: as many as fit 16 MiB). Pass only the rows you need: a response, not a row
-    of the batch.
+    Returns logp_N float32 (float64 for float64 input); with `entropy` also entropy_N = lse - sum p z,
+    differentiable too. `chunk` is rows at once (default: as many as fit 16 MiB). Pass only the rows you need:
+    a response, not a row of the batch.
     """
     assert temperature > 0, "a log-probability needs a temperature above zero"
     assert hidden_ND.ndim == 2 and targets_N.shape == hidden_ND.shape[:1], "one target per row of hidden"
@@ -167,7 +170,8 @@ def token_logprobs_reference(
     *,
     bias_V: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """(logp_N, entropy_N) by log_softmax over whole [N, V] logits: the definition, to test the fast one against."""
+    """(logp_N, entropy_N) by log_softmax over whole [N, V] logits: the definition, to test the fast one
+    against."""
     dtype = _accurate(hidden_ND.dtype)
     z_NV = hidden_ND.to(dtype) @ weight_VD.to(dtype).T
     z_NV = (z_NV if bias_V is None else z_NV + bias_V.to(dtype)) / temperature
@@ -179,5 +183,7 @@ def segment_sums(x_N: Tensor, lengths: Sequence[int]) -> Tensor:
     """Sum of each segment: x_N laid out as segments of `lengths` -> [S]. A segment of length 0 sums to 0."""
     assert sum(lengths) == x_N.shape[0], "lengths must cover x"
     size = torch.tensor(lengths, dtype=torch.int64, device=x_N.device)
-    index_N = torch.repeat_interleave(torch.arange(len(lengths), device=x_N.device), size, output_size=x_N.shape[0])
+    index_N = torch.repeat_interleave(
+        torch.arange(len(lengths), device=x_N.device), size, output_size=x_N.shape[0]
+    )
     return x_N.new_zeros(len(lengths)).index_add(0, index_N, x_N)

@@ -1,9 +1,9 @@
 """Reward models: ranking losses, centring, and what to know about a model before trusting it.
 
-Bradley-Terry: P(better beats worse) = sigmoid(s_better - s_worse). With K ranked answers to one prompt the loss is
-the mean over all strictly ordered pairs of that prompt (Ouyang et al. 2022, arXiv 2203.02155, eq. 1), every answer
-scored once in the same forward; ties give no pair. `softmax_loss` is the other usual choice: cross-entropy of the
-best of K (Ziegler et al. 2019, arXiv 1909.08593, eq. 1).
+Bradley-Terry: P(better beats worse) = sigmoid(s_better - s_worse). With K ranked answers to one prompt the
+loss is the mean over all strictly ordered pairs of that prompt (Ouyang et al. 2022, arXiv 2203.02155, eq. 1),
+every answer scored once in the same forward; ties give no pair. `softmax_loss` is the other usual choice:
+cross-entropy of the best of K (Ziegler et al. 2019, arXiv 1909.08593, eq. 1).
 
 Shapes: S scored answers, P pairs.
 """
@@ -23,7 +23,8 @@ from caravan.types import Loss
 
 @dataclass(frozen=True, slots=True)
 class PairIndex:
-    """Which of S flat answers form pairs: answer `better[p]` beats `worse[p]`; weights of one prompt sum to 1."""
+    """Which of S flat answers form pairs: answer `better[p]` beats `worse[p]`; weights of one prompt sum to
+    1."""
 
     better: tuple[int, ...]
     worse: tuple[int, ...]
@@ -33,7 +34,8 @@ class PairIndex:
 
 
 def ranked_pairs(ranks: Sequence[Sequence[int]]) -> PairIndex:
-    """All strictly ordered pairs of each prompt. `ranks[g][k]` belongs to flat answer k + answers before g; 0 is best."""
+    """All strictly ordered pairs of each prompt. `ranks[g][k]` belongs to flat answer k + answers before g; 0
+    is best."""
     better: list[int] = []
     worse: list[int] = []
     weight: list[float] = []
@@ -58,8 +60,8 @@ def pairwise_loss(
 ) -> Loss:
     """sum of -w [t log sigmoid(d - m) + (1 - t) log sigmoid(m - d)] / normaliser, d = s_better - s_worse.
 
-    `margin` asks for a distance (Touvron et al. 2023, 2307.09288, eq. 2); `target` below 1 is a soft label (share of
-    judges, AI feedback). Written with logsigmoid: log(sigmoid(-1e4)) would be -inf.
+    `margin` asks for a distance (Touvron et al. 2023, 2307.09288, eq. 2); `target` below 1 is a soft label
+    (share of judges, AI feedback). Written with logsigmoid: log(sigmoid(-1e4)) would be -inf.
     """
     d_P = difference_P - margin
     weight = torch.ones_like(d_P) if weight_P is None else weight_P.to(d_P.dtype)
@@ -76,7 +78,8 @@ def pairwise_loss(
 
 
 def softmax_loss(score_S: Tensor, ranks: Sequence[Sequence[int]], normaliser: float) -> Loss:
-    """Cross-entropy of the best answer among the K of its prompt; several best share the label. ln K at equal scores."""
+    """Cross-entropy of the best answer among the K of its prompt; several best share the label. ln K at equal
+    scores."""
     total = score_S.new_zeros(())
     right = score_S.new_zeros(())
     start = 0
@@ -91,8 +94,8 @@ def softmax_loss(score_S: Tensor, ranks: Sequence[Sequence[int]], normaliser: fl
 
 
 def centring_loss(sum_P: Tensor, normaliser: float, coefficient: float) -> Tensor:
-    """coefficient * mean (s_better + s_worse)^2: holds the scale in place while training (Eisenstein et al. 2023,
-    2312.09244, sec. 2). `sum_P` is s_better + s_worse."""
+    """coefficient * mean (s_better + s_worse)^2: holds the scale in place while training (Eisenstein et al.
+    2023, 2312.09244, sec. 2). `sum_P` is s_better + s_worse."""
     return coefficient * sum_P.square().sum() / normaliser
 
 
@@ -109,8 +112,9 @@ def accuracy(difference_P: Tensor) -> float:
 def calibration(difference_P: Tensor, bins: int = 10) -> tuple[float, list[dict[str, float]]]:
     """Expected calibration error and the reliability diagram.
 
-    The model's confidence in its own choice, sigmoid(|d|) in [0.5, 1], against how often that choice is right, in
-    `bins` equal bins; ECE = sum over bins of n/P |accuracy - confidence| (Guo et al. 2017, 1706.04599, eq. 3).
+    The model's confidence in its own choice, sigmoid(|d|) in [0.5, 1], against how often that choice is
+    right, in `bins` equal bins; ECE = sum over bins of n/P |accuracy - confidence| (Guo et al. 2017,
+    1706.04599, eq. 3).
     """
     confidence_P = torch.sigmoid(difference_P.double().abs())
     right_P = _right(difference_P).double()
@@ -131,11 +135,12 @@ def calibration(difference_P: Tensor, bins: int = 10) -> tuple[float, list[dict[
 
 
 def length_bias(difference_P: Tensor, length_difference_P: Tensor) -> dict[str, float]:
-    """Does the model pay for length? `length_difference_P` = tokens of the better minus tokens of the worse answer.
+    """Does the model pay for length? `length_difference_P` = tokens of the better minus tokens of the worse
+    answer.
 
     correlation: sum d l / sqrt(sum d^2 sum l^2), which does not change when a pair is turned round (a Pearson
-    correlation would). accuracy_shorter / accuracy_longer: where the better answer is the shorter / the longer one,
-    with the pairs behind each; a model that only counts tokens has 0 and 1.
+    correlation would). accuracy_shorter / accuracy_longer: where the better answer is the shorter / the
+    longer one, with the pairs behind each; a model that only counts tokens has 0 and 1.
     """
     d, n = difference_P.double(), length_difference_P.double()
     norm = float(d.square().sum().sqrt() * n.square().sum().sqrt())

@@ -1,7 +1,7 @@
 """Ranked answers: read, rendered for a model, and cut down to what can be trained on.
 
-A ranking is K >= 2 answers to one prompt; a pair is K = 2. What cannot be used is counted by reason, never dropped
-in silence.
+A ranking is K >= 2 answers to one prompt; a pair is K = 2. What cannot be used is counted by reason, never
+dropped in silence.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class RankedGroups:
-    """Rendered candidates per prompt, their ranks (0 is best, ties allowed), and what was left out and why."""
+    """Rendered candidates per prompt, their ranks (0 is best, ties allowed), and what was left out and
+    why."""
 
     groups: list[list[Rendered]]
     ranks: list[tuple[int, ...]]
@@ -34,9 +35,11 @@ class RankedGroups:
 
 
 def read_rankings(path: Path | str) -> list[Ranking]:
-    """One Ranking per line: {prompt: [{role, content}], responses, ranks, id, source}. [] if there is no such file.
+    """One Ranking per line: {prompt: [{role, content}], responses, ranks, id, source}. [] if there is no such
+    file.
 
-    Raises UserError naming file, line and what was expected: an artefact's files are ours, so a bad line is damage.
+    Raises UserError naming file, line and what was expected: an artefact's files are ours, so a bad line is
+    damage.
     """
     return _rows(Path(path), _ranking, "ranking: prompt, responses and ranks")
 
@@ -79,8 +82,8 @@ def _ranking(row: dict[str, Any]) -> Ranking:
 
 
 def render_rankings(rankings: Iterable[Ranking], tok: Tokenizer, max_tokens: int) -> RankedGroups:
-    """Render every candidate. Left out: candidates above `max_tokens`, equal answers under different ranks (the
-    renderer may make two texts equal), prompts without a strictly ordered pair left."""
+    """Render every candidate. Left out: candidates above `max_tokens`, equal answers under different ranks
+    (the renderer may make two texts equal), prompts without a strictly ordered pair left."""
     groups: list[list[Rendered]] = []
     ranks: list[tuple[int, ...]] = []
     refused: Counter[str] = Counter()

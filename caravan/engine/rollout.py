@@ -1,8 +1,9 @@
 """Answers sampled for training: flat, ragged, frozen; no padding is ever stored.
 
-The sampler works on the training module's own weights, so nothing is copied and nothing is stale. What is drawn is a
-pure function of (weights, seed, prompt number, sample number, position): a run killed in the middle of a rollout draws
-it again. No top-k or top-p here: they would make the distribution drawn from another than the one in the ratio.
+The sampler works on the training module's own weights, so nothing is copied and nothing is stale. What is
+drawn is a pure function of (weights, seed, prompt number, sample number, position): a run killed in the
+middle of a rollout draws it again. No top-k or top-p here: they would make the distribution drawn from
+another than the one in the ratio.
 
 Shapes: S sequences (prompt and answer), N their tokens end to end, R answer tokens end to end.
 """
@@ -52,7 +53,8 @@ class Rollout:
         return rows
 
     def batches(self, chosen: Sequence[int], micro_tokens: int) -> list[GroupBatch]:
-        """The chosen sequences as flat batches of at most `micro_tokens`; `index` says which each batch holds."""
+        """The chosen sequences as flat batches of at most `micro_tokens`; `index` says which each batch
+        holds."""
         rows = self.sequences()
         return [
             group_batch([[rows[chosen[i]]] for i in part], [chosen[i] for i in part])
@@ -74,8 +76,9 @@ def sample(
 ) -> Rollout:
     """`samples` answers to each of `prompts`, given as (number of the prompt in the whole step, its ids).
 
-    The numbers, not the places in this list, choose the random streams: ranks that share a step draw what one rank
-    would. A fresh engine every time, so that nothing of an earlier step, not even the size of a cache, can matter.
+    The numbers, not the places in this list, choose the random streams: ranks that share a step draw what one
+    rank would. A fresh engine every time, so that nothing of an earlier step, not even the size of a cache,
+    can matter.
     """
     assert temperature > 0, "a policy that is sampled greedily has no ratio"
     longest = max((len(ids) for _, ids in prompts), default=0) + max_new_tokens

@@ -1,8 +1,9 @@
 """What trained models say about given tokens: log-probs, rewards, values. The counterpart of generation.
 
-Old, new and reference log-probs, for PPO and DPO alike, come from `logprobs`: one packed forward, the head on the
-supervised positions only, one temperature. Called twice with the same batch and weights it gives the same bits, which
-is what makes a PPO ratio exactly 1 on the first minibatch and a DPO loss exactly ln 2 on the first step.
+Old, new and reference log-probs, for PPO and DPO alike, come from `logprobs`: one packed forward, the head on
+the supervised positions only, one temperature. Called twice with the same batch and weights it gives the same
+bits, which is what makes a PPO ratio exactly 1 on the first minibatch and a DPO loss exactly ln 2 on the
+first step.
 
 Shapes: N flat tokens, S segments, R positions with weight (response tokens), D width.
 """
@@ -34,7 +35,8 @@ def logprobs(
 ) -> tuple[Tensor, Tensor | None]:
     """(logp_R, entropy_R or None) of the targets that carry weight, in order, float32, differentiable.
 
-    The log-prob of the token at position t is read at position t - 1, which is where the batch's targets put it.
+    The log-prob of the token at position t is read at position t - 1, which is where the batch's targets put
+    it.
     """
     index_R = batch.weight_N.nonzero().squeeze(1)
     hidden_ND = model(batch.ids_N, batch.pos_N, Segments(batch.lengths, batch.ids_N.device))
@@ -60,7 +62,8 @@ def rewards(model: RewardModel, batch: Batch) -> Tensor:
 
 
 def frozen(model: nn.Module, dtype: torch.dtype, device: torch.device) -> nn.Module:
-    """A model that is only asked: no gradients, evaluation mode, weights in `dtype`; score heads stay float32."""
+    """A model that is only asked: no gradients, evaluation mode, weights in `dtype`; score heads stay
+    float32."""
     model = model.to(device).requires_grad_(False).eval()
     for name, module in model.named_modules():
         if not isinstance(model, RewardModel) or not name.startswith("score"):
@@ -71,7 +74,8 @@ def frozen(model: nn.Module, dtype: torch.dtype, device: torch.device) -> nn.Mod
 
 @contextmanager
 def asked(*models: nn.Module) -> Iterator[None]:
-    """No gradients and evaluation mode for a while: dropout in one of two forwards would make their ratio differ."""
+    """No gradients and evaluation mode for a while: dropout in one of two forwards would make their ratio
+    differ."""
     before = [model.training for model in models]
     for model in models:
         model.eval()

@@ -1,14 +1,13 @@
-"""The parts of `rl`: functions the loop in rl.py calls, in the order it calls them.
+"""One step of `rl`: the functions its loop calls, in the order it calls them.
 
-Shapes: S sequences of a rollout (of this rank), R response tokens, N flat tokens.
+Shapes: S sequences of a rollout (of this rank), R response tokens.
 """
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,27 +16,18 @@ import torch
 from torch import Tensor
 
 from caravan.algos.advantage import explained_variance, gae, whiten
-from caravan.algos.kl import Adaptive, Fixed, k1, k3
-from caravan.algos.optim import OptimConfig
+from caravan.algos.kl import k1, k3
 from caravan.data.loader import ExampleLoader, PretrainLoader
-from caravan.data.pack import GroupBatch, fit
+from caravan.data.pack import GroupBatch
 from caravan.data.permute import feistel, mix
-from caravan.data.rankings import read_conversations
-from caravan.data.render import render
-from caravan.data.shards import Shards
 from caravan.data.tokenizer import Tokenizer
 from caravan.engine import rollout as rollouts
 from caravan.engine import score
 from caravan.engine.rollout import Rollout
-from caravan.model.checkpoint import check_vocab, load_model, load_reward
-from caravan.model.decoder import Decoder
-from caravan.model.heads import RewardModel
-from caravan.model.sizes import suggested_lr
-from caravan.store import Artefact
-from caravan.systems import metrics, parallel, state
-from caravan.systems.runtime import Machine
-from caravan.systems.train import Trainee, lm_loss, to_device, train_step
-from caravan.types import Batch, Conversation, Loss, UserError
+from caravan.stages._rl_start import Models, Prompts
+from caravan.systems import metrics, parallel
+from caravan.systems.train import lm_loss, to_device, train_step
+from caravan.types import Batch, Loss, UserError
 
 if TYPE_CHECKING:
     from caravan.stages.rl import Config
@@ -46,28 +36,10 @@ _PATIENCE = 3
 """Rollouts in a row with a non-finite update after which the run stops."""
 
 
-@dataclass(frozen=True)
-class Models:
-    """The four roles. Reference and reward only answer; the critic starts as a copy of the reward model."""
-
-    policy: Trainee
-    critic: Trainee
-    reference: Decoder
-    reward: RewardModel
-    device: torch.device
-
-
-@dataclass(frozen=True)
-class Prompts:
-    """Token ids of every usable prompt, and what was left out."""
-
-    ids: list[list[int]]
-    facts: dict[str, int]
-
-
 @dataclass
 class Experience:
-    """What is known about each sequence of a rollout; lists have one [response length] tensor per sequence, CPU."""
+    """What is known about each sequence of a rollout; lists have one [response length] tensor per sequence,
+    CPU."""
 
     old: list[Tensor]
     reference: list[Tensor]
@@ -96,116 +68,6 @@ class Clock:
         self._last = now
 
 
-# -- loading -----------------------------------------------------------------------------------------------------
-
-
-def same_vocabulary(policy: Path, reward: Path) -> None:
-    """Raise UserError unless both folders cut text into the same ids: the reward model reads the policy's ids."""
-    ours, theirs = _vocabulary(policy), _vocabulary(reward)
-    if ours != theirs:
-        raise UserError(
-            "the reward model's vocabulary differs from the policy's",
-            "train the reward model from this policy or a relative of it (`caravan reward --base ...`)",
-        )
-
-
-def _vocabulary(folder: Path) -> Any:
-    path = folder / "tokenizer.json"
-    if path.exists():
-        definition = json.loads(path.read_text(encoding="utf-8"))
-        return [definition.get("model"), definition.get("added_tokens"), definition.get("pre_tokenizer")]
-    return [(folder / n).read_text(encoding="utf-8") for n in ("vocab.json", "merges.txt") if (folder / n).exists()]
-
-
-def load(inputs: Mapping[str, Artefact], cfg: Config, machine: Machine, tok: Tokenizer) -> Models:
-    """Policy and critic with their optimisers, reference and reward frozen, all in the machine's dtype."""
-    device, dtype = machine.device, machine.dtype
-    policy = load_model(inputs["policy"].path, device=device)
-    critic = load_reward(inputs["reward"].path, device=device)
-    for spec in (policy.spec, critic.decoder.spec):
-        check_vocab(spec, tok.vocab_size)
-    optim = OptimConfig(lr=cfg.lr or suggested_lr(policy.spec) / 100, eps=1e-5, weight_decay=cfg.weight_decay)
-    return Models(
-        policy=Trainee(policy, optim, dtype),
-        critic=Trainee(critic, replace(optim, lr=cfg.critic_lr or 5 * optim.lr), dtype, keep_fp32=("score",)),
-        reference=score.frozen(load_model(inputs["policy"].path, device=device), dtype, device),
-        reward=score.frozen(load_reward(inputs["reward"].path, device=device), dtype, device),
-        device=device,
-    )
-
-
-def load_prompts(data: Artefact, tok: Tokenizer, context: int, cfg: Config) -> Prompts:
-    """Each training conversation up to its last answer. Raises UserError when nothing usable is left."""
-    found: list[list[int]] = []
-    too_long = without = 0
-    for conversation in read_conversations(data / "train.jsonl"):
-        messages = before_last_answer(conversation)
-        if not messages.messages:
-            without += 1
-            continue
-        ids = render(messages.messages, tok, generation_prompt=True).ids
-        if len(ids) + cfg.max_new_tokens > context:
-            too_long += 1
-        else:
-            found.append(ids)
-    if cfg.prompts < parallel.rank_world()[1]:
-        raise UserError(f"{cfg.prompts} prompts per rollout cannot feed {parallel.rank_world()[1]} ranks")
-    if not found:
-        raise UserError(
-            f"{data.ref} holds no usable prompt: {too_long} leave no room for {cfg.max_new_tokens} new tokens in a "
-            f"context of {context}, {without} have no turn before the answer",
-            "lower max_new_tokens or give other conversations",
-        )
-    return Prompts(found, {"prompts": len(found), "prompts_too_long": too_long, "prompts_empty": without})
-
-
-def before_last_answer(conversation: Conversation) -> Conversation:
-    """The conversation without its last answer and what follows it; whole if nobody answered."""
-    turns = [i for i, message in enumerate(conversation.messages) if message.role == "assistant"]
-    stop = turns[-1] if turns else len(conversation.messages)
-    return Conversation(conversation.messages[:stop], conversation.id, conversation.source)
-
-
-def load_ptx(data: Artefact | None, tok: Tokenizer, context: int, cfg: Config) -> ExampleLoader | PretrainLoader | None:
-    """The loader of the next-token batches mixed into every update; None without ptx or with weight 0."""
-    if data is None or cfg.ptx_weight == 0:
-        return None
-    if data.kind == "shards":
-        return PretrainLoader(Shards.open(data.path, "train"), cfg.ptx_tokens, min(context, cfg.ptx_tokens), cfg.seed)
-    rows = [fit(render(c.messages, tok), context) for c in read_conversations(data / "train.jsonl")]
-    return ExampleLoader([row for row in rows if row is not None], cfg.ptx_tokens, cfg.seed)
-
-
-def generation_config(folder: Path) -> dict[str, Any]:
-    """The generation settings a model came with; {} without any."""
-    path = folder / "generation_config.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-
-
-# -- checkpoints -------------------------------------------------------------------------------------------------
-
-
-def checkpoint(models: Models, control: Fixed | Adaptive) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """All that a step changes. Reference and reward are inputs of the stage, so their ids identify them; sampling and
-    data are functions of the step number."""
-    tensors = {**models.policy.tensors("policy."), **models.critic.tensors("critic.")}
-    scalars = {**models.policy.scalars("policy."), **models.critic.scalars("critic."), "kl_coefficient": control.value}
-    return tensors, scalars
-
-
-def resume(models: Models, control: Fixed | Adaptive, folder: Path) -> tuple[int, Fixed | Adaptive]:
-    """(steps done, KL controller) of the newest checkpoint, with policy, critic and optimisers restored."""
-    saved = state.load_latest(folder)
-    if saved is None:
-        return 0, control
-    models.policy.load(saved.tensors, saved.scalars, "policy.")
-    models.critic.load(saved.tensors, saved.scalars, "critic.")
-    return saved.step, type(control)(**{**vars(control), "value": saved.scalars["kl_coefficient"]})
-
-
-# -- one step ----------------------------------------------------------------------------------------------------
-
-
 def roll_out(models: Models, prompts: Prompts, step: int, cfg: Config, tok: Tokenizer) -> Rollout:
     """This rank's share of the answers of a step."""
     total = len(prompts.ids)
@@ -230,8 +92,8 @@ def roll_out(models: Models, prompts: Prompts, step: int, cfg: Config, tok: Toke
 def minibatches(rollout: Rollout, step: int, cfg: Config) -> list[list[GroupBatch]]:
     """The rollout cut into minibatches, each a list of flat micro batches of this rank.
 
-    Drawn over the answers of all ranks, once per rollout: every epoch meets the same batches in another order, so
-    that log-probs of sampling time and of the update come from identical forwards.
+    Drawn over the answers of all ranks, once per rollout: every epoch meets the same batches in another
+    order, so that log-probs of sampling time and of the update come from identical forwards.
     """
     total = cfg.prompts * cfg.samples
     place = np.argsort(feistel(np.arange(total), total, mix(cfg.seed, step, 2)))
@@ -249,10 +111,14 @@ def order(count: int, step: int, epoch: int, seed: int) -> list[int]:
     return [int(i) for i in feistel(np.arange(count), count, mix(seed, step, 3, epoch))]
 
 
-def ask(models: Models, rollout: Rollout, parts: Sequence[Sequence[GroupBatch]], step: int, cfg: Config) -> Experience:
+def ask(
+    models: Models, rollout: Rollout, parts: Sequence[Sequence[GroupBatch]], step: int, cfg: Config
+) -> Experience:
     """Old and reference log-probs, values, entropy and scores of every sequence, without gradients."""
     policy, critic = models.policy.model, models.critic.model
-    rows: dict[str, list[Any]] = {name: [None] * len(rollout) for name in ("old", "reference", "value", "entropy")}
+    rows: dict[str, list[Any]] = {
+        name: [None] * len(rollout) for name in ("old", "reference", "value", "entropy")
+    }
     score_S = torch.zeros(len(rollout))
     sizes = rollout.response_lengths
     with score.asked(policy, critic, models.reference, models.reward):
@@ -279,7 +145,10 @@ def ask(models: Models, rollout: Rollout, parts: Sequence[Sequence[GroupBatch]],
 
 def _audit_reference(experience: Experience, dtype: torch.dtype) -> None:
     """rl-start: before the first update policy and reference are the same model, so their KL is 0."""
-    worst = max((float((a - b).abs().max()) for a, b in zip(experience.old, experience.reference, strict=True)), default=0)
+    worst = max(
+        (float((a - b).abs().max()) for a, b in zip(experience.old, experience.reference, strict=True)),
+        default=0,
+    )
     if worst > (1e-5 if dtype == torch.float32 else 1e-2):
         raise UserError(
             f"audit rl-start: policy and reference differ by {worst:.3g} nats before the first update",
@@ -292,7 +161,9 @@ def advantages(
 ) -> None:
     """Fill in advantages (whitened over the rollout of all ranks) and returns (of the raw advantages)."""
     sizes = rollout.response_lengths
-    old_R, reference_R, value_R = (torch.cat(x) for x in (experience.old, experience.reference, experience.value))
+    old_R, reference_R, value_R = (
+        torch.cat(x) for x in (experience.old, experience.reference, experience.value)
+    )
     reward_R = method.shape_rewards(score_S, old_R, reference_R, sizes, kl_coefficient)
     adv_R, return_R = gae(reward_R, value_R, sizes, gamma=cfg.ppo.gamma, lam=cfg.ppo.lam)
     if cfg.whiten:
@@ -311,7 +182,8 @@ def update(
     cfg: Config,
     method: Any,
 ) -> dict[str, float]:
-    """One minibatch: a step of the policy (with its ptx batches) and one of the critic. Returns their statistics.
+    """One minibatch: a step of the policy (with its ptx batches) and one of the critic. Returns their
+    statistics.
 
     `count` numbers the updates of the run, `scale` is the schedule's share of the peak learning rates.
     """
@@ -366,13 +238,16 @@ def stop_if_diverged(in_a_row: int, step: int) -> None:
     """Raise UserError when several rollouts in a row had an update that was not finite."""
     if in_a_row >= _PATIENCE:
         raise UserError(
-            f"training diverged: {in_a_row} rollouts in a row with a loss or gradient that is not finite (step {step})",
+            f"training diverged: {in_a_row} rollouts in a row with a non-finite loss or gradient (step {step})",
             "lower lr, or try precision fp32",
         )
 
 
-def summary(rollout: Rollout, experience: Experience, score_S: Tensor, updates: Sequence[dict[str, float]]) -> dict[str, float]:
-    """The numbers of a step over all ranks. KL is summed per response; the first update's statistics are its start."""
+def summary(
+    rollout: Rollout, experience: Experience, score_S: Tensor, updates: Sequence[dict[str, float]]
+) -> dict[str, float]:
+    """The numbers of a step over all ranks. KL is summed per response; the first update's statistics are its
+    start."""
     old_R, reference_R = torch.cat(experience.old), torch.cat(experience.reference)
     sampled_R = torch.tensor(rollout.sampled_logp_R)
     done_S = torch.tensor(rollout.done, dtype=torch.float32)
@@ -393,7 +268,9 @@ def summary(rollout: Rollout, experience: Experience, score_S: Tensor, updates: 
     n, tokens, total, squares, raw, cut, kl, kl3, entropy, mismatch = parallel.sum_(sums).tolist()
     mean = total / n
     value_R, return_R = torch.cat(experience.value), torch.cat(experience.returns)
-    averaged = {name: _mean(updates, name) for name in sorted({k for u in updates for k in u} - {"first_ratio_error"})}
+    averaged = {
+        name: _mean(updates, name) for name in sorted({k for u in updates for k in u} - {"first_ratio_error"})
+    }
     return {
         "score": mean,
         "score_std": max(squares / n - mean * mean, 0.0) ** 0.5,
@@ -422,7 +299,16 @@ def facts(journal: Path) -> dict[str, Any]:
     rows = list(metrics.read(journal))
     tenth = max(1, len(rows) // 10)
     out: dict[str, Any] = {"steps": len(rows)}
-    for name in ("score", "reward", "kl", "entropy", "length", "no_end_rate", "explained_variance", "clipfrac"):
+    for name in (
+        "score",
+        "reward",
+        "kl",
+        "entropy",
+        "length",
+        "no_end_rate",
+        "explained_variance",
+        "clipfrac",
+    ):
         for label, some in (("first", rows[:tenth]), ("last", rows[-tenth:])):
             values = [row[name] for row in some if isinstance(row.get(name), int | float)]
             out[f"{name}_{label}"] = sum(values) / len(values) if values else None

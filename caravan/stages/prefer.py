@@ -1,16 +1,16 @@
 """Train a policy on preferences directly, without a reward model (DPO and its relatives).
 
-    loss = -log sigmoid(beta [(log pi(c) - log pi(r)) - (log ref(c) - log ref(r))])       algos/preference/dpo.py
+    loss = -log sigmoid(beta [(log pi(c) - log pi(r)) - (log ref(c) - log ref(r))])
+    algos/preference/dpo.py
 
-The reference is the policy as it comes in; its log-probs are computed once per answer, before training, in the very
-batches the first epoch will use. So the first loss is ln 2 to the last digits, and the stage refuses to go on if it
-is not. All candidates of a prompt go through one packed forward; with K ranked answers the pairs of a prompt share a
-weight of 1.
+The reference is the policy as it comes in; its log-probs are computed once per answer, before training, in
+the very batches the first epoch will use. So the first loss is ln 2 to the last digits, and the stage refuses
+to go on if it is not. All candidates of a prompt go through one packed forward; with K ranked answers the
+pairs of a prompt share a weight of 1.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +33,7 @@ from caravan.model.checkpoint import check_vocab, load_model, save_model
 from caravan.model.decoder import Decoder
 from caravan.model.sizes import suggested_lr
 from caravan.stage import Runtime
+from caravan.stages import _rl_start as start
 from caravan.stages.reward import accuracy_interval
 from caravan.store import Artefact
 from caravan.systems import loop, parallel, runtime, state
@@ -63,7 +64,8 @@ class Config:
     micro_tokens: int = 4096
     """Tokens per forward pass; bounds memory."""
     context: int | None = None
-    """Longest prompt with answer in tokens; none: what the base was trained for. Longer ones are left out and counted."""
+    """Longest prompt with answer in tokens; none: what the base was trained for. Longer ones are left out and
+    counted."""
     lr: float | None = None
     """Peak learning rate; none: 1/100 of what pre-training at this width starts from."""
     weight_decay: float = 0.0
@@ -115,7 +117,9 @@ def run(cfg: Config, inputs: Mapping[str, Artefact], out: Path, rt: Runtime) -> 
     epoch = [b for s in range(loader.steps_per_epoch) for b in loader.micro_batches(s, cfg.micro_tokens)]
     held_batches = list(group_batches(held.groups, cfg.micro_tokens))
     reference = Reference(train.ranks, reference_logprobs(model, epoch, train, rt.work / "reference"))
-    held_reference = Reference(held.ranks, reference_logprobs(model, held_batches, held, rt.work / "reference-heldout"))
+    held_reference = Reference(
+        held.ranks, reference_logprobs(model, held_batches, held, rt.work / "reference-heldout")
+    )
     audit_first_loss(model, epoch[0], reference, cfg, method)
 
     def loss(model: Decoder, batch: GroupBatch, normaliser: float) -> Loss:
@@ -123,7 +127,10 @@ def run(cfg: Config, inputs: Mapping[str, Artefact], out: Path, rt: Runtime) -> 
 
     def evaluate(model: Decoder) -> dict[str, float]:
         return loop.heldout(
-            model, held_batches, lambda m, b, n: preference_loss(m, b, held_reference, n, cfg, method), len(held)
+            model,
+            held_batches,
+            lambda m, b, n: preference_loss(m, b, held_reference, n, cfg, method),
+            len(held),
         )
 
     plan = loop.LoopConfig(
@@ -131,14 +138,18 @@ def run(cfg: Config, inputs: Mapping[str, Artefact], out: Path, rt: Runtime) -> 
         micro_tokens=cfg.micro_tokens,
         optim=optim,
         schedule=Schedule(
-            kind=cfg.schedule, warmup_steps=max(1, round(cfg.warmup_share * steps)), final_ratio=cfg.final_ratio
+            kind=cfg.schedule,
+            warmup_steps=max(1, round(cfg.warmup_share * steps)),
+            final_ratio=cfg.final_ratio,
         ),
         eval_steps=cfg.eval_steps,
-        guard=GuardConfig(sigma=0.0),  # a few hard pairs dominate the gradient once the rest is solved: no outliers
+        guard=GuardConfig(
+            sigma=0.0
+        ),  # a few hard pairs dominate the gradient once the rest is solved: no outliers
     )
     history = loop.run(trainee, loader, loss, plan, rt, evaluate if len(held) else None, say=machine.say)
     if machine.first:
-        save_model(model, out, policy, machine.dtype, generation_config(policy))
+        save_model(model, out, policy, machine.dtype, start.generation_config(policy))
     return {
         "prompts": len(train),
         "pairs": len(ranking.ranked_pairs(train.ranks).better),
@@ -205,8 +216,11 @@ def reference_logprobs(
     return list(flat.split(sizes)) if sizes else []
 
 
-def audit_first_loss(model: Decoder, batch: GroupBatch, reference: Reference, cfg: Config, method: Any) -> None:
-    """dpo-start: while policy and reference agree the loss is ln 2. Same batch and weights: to 1e-6 in any dtype."""
+def audit_first_loss(
+    model: Decoder, batch: GroupBatch, reference: Reference, cfg: Config, method: Any
+) -> None:
+    """dpo-start: while policy and reference agree the loss is ln 2. Same batch and weights: to 1e-6 in any
+    dtype."""
     expected = getattr(method, "FIRST_LOSS", None)
     if expected is None:
         return
@@ -215,7 +229,7 @@ def audit_first_loss(model: Decoder, batch: GroupBatch, reference: Reference, cf
     if abs(first - expected) > 1e-6:
         raise UserError(
             f"audit dpo-start: the first loss is {first:.8f}, it must be {expected:.8f}",
-            "the work folder holds log-probs of another reference: `caravan gc` removes it; else please report it",
+            "the work folder holds log-probs of another reference: `caravan gc` removes it",
         )
 
 
@@ -238,9 +252,3 @@ def heldout_facts(
                 reward[index] = (beta * (part - reference.logp[index])).tolist()
     low, high = accuracy_interval(reward, held.ranks)
     return {**last_eval, "prompts": len(held), "accuracy_low": low, "accuracy_high": high}
-
-
-def generation_config(folder: Path) -> dict[str, Any]:
-    """The generation settings a model came with; {} without any."""
-    path = folder / "generation_config.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}

@@ -3,9 +3,10 @@
     loss = -mean over prompts of the mean over ordered pairs of log sigmoid(s_better - s_worse)
 
 (Bradley-Terry; Ouyang et al. 2022, arXiv 2203.02155, eq. 1.) The trunk is the SFT model; the head starts with
-std 1/sqrt(d+1) and reads the end-of-turn token. All candidates of a prompt go through one packed forward and stay
-in one batch element: shuffled apart they would be overfitted. Afterwards a constant is subtracted so that reference
-demonstrations score 0 on average: the no-end-of-turn rule of PPO and the critic both rely on a centred scale.
+std 1/sqrt(d+1) and reads the end-of-turn token. All candidates of a prompt go through one packed forward and
+stay in one batch element: shuffled apart they would be overfitted. Afterwards a constant is subtracted so
+that reference demonstrations score 0 on average: the no-end-of-turn rule of PPO and the critic both rely on a
+centred scale.
 """
 
 from __future__ import annotations
@@ -56,7 +57,8 @@ class Config:
     """How to train the reward model."""
 
     loss: Literal["pairs", "softmax"] = "pairs"
-    """`pairs`: mean over all ordered pairs of a prompt (InstructGPT); `softmax`: cross-entropy of the best of K."""
+    """`pairs`: mean over all ordered pairs of a prompt (InstructGPT); `softmax`: cross-entropy of the best of
+    K."""
     epochs: float = 1.0
     """Passes over the preferences. More than one usually costs held-out accuracy."""
     batch_tokens: int = 8192
@@ -64,7 +66,8 @@ class Config:
     micro_tokens: int = 4096
     """Tokens per forward pass; bounds memory."""
     context: int | None = None
-    """Longest prompt with answer in tokens; none: what the base was trained for. Longer ones are left out and counted."""
+    """Longest prompt with answer in tokens; none: what the base was trained for. Longer ones are left out and
+    counted."""
     margin: float = 0.0
     """Distance asked for between better and worse, in units of the score."""
     centring: float = 0.0
@@ -99,7 +102,9 @@ def run(cfg: Config, inputs: Mapping[str, Artefact], out: Path, rt: Runtime) -> 
     train = need(render_rankings(read_rankings(data / "train.jsonl"), tok, limit), data / "train.jsonl")
     held = render_rankings(read_rankings(data / "heldout.jsonl"), tok, limit)
 
-    optim = OptimConfig(lr=cfg.lr or suggested_lr(model.decoder.spec) / 20, eps=1e-5, weight_decay=cfg.weight_decay)
+    optim = OptimConfig(
+        lr=cfg.lr or suggested_lr(model.decoder.spec) / 20, eps=1e-5, weight_decay=cfg.weight_decay
+    )
     trainee = Trainee(model, optim, machine.dtype, keep_fp32=("score",))
     loader = RankingLoader(train.groups, cfg.batch_tokens, cfg.seed)
 
@@ -118,10 +123,14 @@ def run(cfg: Config, inputs: Mapping[str, Artefact], out: Path, rt: Runtime) -> 
         micro_tokens=cfg.micro_tokens,
         optim=optim,
         schedule=Schedule(
-            kind=cfg.schedule, warmup_steps=max(1, round(cfg.warmup_share * steps)), final_ratio=cfg.final_ratio
+            kind=cfg.schedule,
+            warmup_steps=max(1, round(cfg.warmup_share * steps)),
+            final_ratio=cfg.final_ratio,
         ),
         eval_steps=cfg.eval_steps,
-        guard=GuardConfig(sigma=0.0),  # a few hard pairs dominate the gradient once the rest is solved: no outliers
+        guard=GuardConfig(
+            sigma=0.0
+        ),  # a few hard pairs dominate the gradient once the rest is solved: no outliers
     )
     history = loop.run(trainee, loader, loss, plan, rt, evaluate if len(held) else None, say=machine.say)
 
@@ -157,7 +166,8 @@ def fresh(decoder: Decoder, seed: int) -> RewardModel:
 def ranking_loss(
     model: RewardModel, batch: GroupBatch, ranks: Sequence[Sequence[int]], normaliser: float, cfg: Config
 ) -> Loss:
-    """Loss of a batch of whole groups; `ranks[i]` belongs to group i of the data set, `normaliser` is prompts."""
+    """Loss of a batch of whole groups; `ranks[i]` belongs to group i of the data set, `normaliser` is
+    prompts."""
     return score_loss(score.rewards(model, batch), [ranks[i] for i in batch.index], normaliser, cfg)
 
 
@@ -185,7 +195,8 @@ def as_saved(model: RewardModel, dtype: torch.dtype) -> None:
 def demonstrations(
     references: Artefact | None, train: RankedGroups, tok: Tokenizer, limit: int, most: int
 ) -> list[Rendered]:
-    """What should score 0: last answers of the reference conversations, or without those the best-ranked answers."""
+    """What should score 0: last answers of the reference conversations, or without those the best-ranked
+    answers."""
     if references is None:
         best = [g[r.index(min(r))] for g, r in zip(train.groups, train.ranks, strict=True)]
         return best[:most]
@@ -206,7 +217,9 @@ def last_answer(conversation: Conversation, tok: Tokenizer) -> Rendered | None:
     return render_pair(conversation.messages[: turns[-1]], conversation.messages[turns[-1]].content, tok)
 
 
-def scores_of(model: RewardModel, groups: Sequence[Sequence[Rendered]], micro_tokens: int) -> list[list[float]]:
+def scores_of(
+    model: RewardModel, groups: Sequence[Sequence[Rendered]], micro_tokens: int
+) -> list[list[float]]:
     """Reward of every candidate, group by group."""
     found: list[list[float]] = [[] for _ in groups]
     device = model.score.weight.device
@@ -219,7 +232,8 @@ def scores_of(model: RewardModel, groups: Sequence[Sequence[Rendered]], micro_to
 
 
 def centre(model: RewardModel, references: Sequence[Rendered], micro_tokens: int) -> tuple[float, float]:
-    """Shift the bias so that references score 0 on average; returns (bias, standard deviation of their scores)."""
+    """Shift the bias so that references score 0 on average; returns (bias, standard deviation of their
+    scores)."""
     if not references:
         return 0.0, float("nan")
     model.score.bias.zero_()
@@ -229,7 +243,8 @@ def centre(model: RewardModel, references: Sequence[Rendered], micro_tokens: int
 
 
 def measure(model: RewardModel, held: RankedGroups, micro_tokens: int) -> dict[str, Any]:
-    """Accuracy with its interval, calibration, length bias, mean and spread of rewards on held-out preferences."""
+    """Accuracy with its interval, calibration, length bias, mean and spread of rewards on held-out
+    preferences."""
     reward = scores_of(model, held.groups, micro_tokens)
     flat = torch.tensor([s for group in reward for s in group])
     tokens = torch.tensor([n for group in held.groups for n in response_lengths(group)], dtype=torch.float32)
@@ -256,7 +271,8 @@ def measure(model: RewardModel, held: RankedGroups, micro_tokens: int) -> dict[s
 def accuracy_interval(
     reward: Iterable[Sequence[float]], ranks: Sequence[Sequence[int]], samples: int = 2000, seed: int = 0
 ) -> tuple[float, float]:
-    """95 % bootstrap interval of the pair accuracy, drawing whole prompts: pairs of one prompt are not independent."""
+    """95 % bootstrap interval of the pair accuracy, drawing whole prompts: pairs of one prompt are not
+    independent."""
     right, count = [], []
     for scores, group in zip(reward, ranks, strict=True):
         pairs = algo.ranked_pairs([group])

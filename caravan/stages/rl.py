@@ -1,15 +1,18 @@
-"""Reinforcement learning from a reward model: PPO with a critic, a reference and, if wanted, pre-training gradients.
+"""Reinforcement learning from a reward model: PPO with a critic, a reference and, if wanted, pre-training
+gradients.
 
-One step: sample answers -> score them once at their end, ask reference and critic -> k1 KL into the token rewards ->
-GAE -> whiten over the whole rollout -> epochs x minibatches of clipped updates -> steer the KL coefficient.
-(Ouyang et al. 2022, arXiv 2203.02155; Stiennon et al. 2020, arXiv 2009.01325. The losses: algos/rl/ppo.py.)
+One step: sample answers -> score them once at their end, ask reference and critic -> k1 KL into the token
+rewards -> GAE -> whiten over the whole rollout -> epochs x minibatches of clipped updates -> steer the KL
+coefficient. (Ouyang et al. 2022, arXiv 2203.02155; Stiennon et al. 2020, arXiv 2009.01325. The losses:
+algos/rl/ppo.py.)
 
-What keeps it honest: one temperature in every log-prob; old log-probs from the same packed batches as the update, so
-the ratio of the first minibatch is exactly 1 (audited each step); reference and policy agree exactly at step 0
-(audited); sums over response tokens divided by the token count of the whole minibatch; sampling a pure function of
-(weights, seed, step), so that a killed run goes on to the same bytes.
+What keeps it honest: one temperature in every log-prob; old log-probs from the same packed batches as the
+update, so the ratio of the first minibatch is exactly 1 (audited each step); reference and policy agree
+exactly at step 0 (audited); sums over response tokens divided by the token count of the whole minibatch;
+sampling a pure function of (weights, seed, step), so that a killed run goes on to the same bytes.
 
-Left out: top-k and top-p while training, rewards other than one score per answer, bootstrapping of cut answers.
+Left out: top-k and top-p while training, rewards other than one score per answer, bootstrapping of cut
+answers.
 
 Shapes: S sequences, R response tokens.
 """
@@ -32,6 +35,7 @@ from caravan.data.tokenizer import Tokenizer
 from caravan.model.checkpoint import save_model
 from caravan.stage import Runtime
 from caravan.stages import _rl as parts
+from caravan.stages import _rl_start as start
 from caravan.store import Artefact
 from caravan.systems import parallel, runtime, state
 from caravan.systems.metrics import Journal
@@ -72,7 +76,8 @@ class Config:
     temperature: float = 1.0
     """Of sampling, and of every log-prob."""
     no_end_score: float = -1.0
-    """Score *instead of* the reward model's for an answer that never ends (rewards are centred on demonstrations)."""
+    """Score *instead of* the reward model's for an answer that never ends (rewards are centred on
+    demonstrations)."""
     kl: KLConfig = field(default_factory=KLConfig)
     """The tie to the reference."""
     ppo: ppo.Config = field(default_factory=ppo.Config)
@@ -84,7 +89,8 @@ class Config:
     whiten: bool = True
     """Bring the advantages of a rollout to mean 0 and variance 1."""
     ptx_weight: float = 0.1
-    """Weight of the next-token loss on the ptx data (both losses are means per token); used when ptx is given."""
+    """Weight of the next-token loss on the ptx data (both losses are means per token); used when ptx is
+    given."""
     ptx_tokens: int = 2048
     """ptx tokens per update."""
     lr: float | None = None
@@ -105,11 +111,19 @@ class Config:
     """Of prompts, sampling and minibatches."""
 
     def __post_init__(self) -> None:
-        for name, least in (("steps", 1), ("prompts", 1), ("samples", 1), ("max_new_tokens", 1), ("epochs", 1)):
+        for name, least in (
+            ("steps", 1),
+            ("prompts", 1),
+            ("samples", 1),
+            ("max_new_tokens", 1),
+            ("epochs", 1),
+        ):
             if getattr(self, name) < least:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be at least {least}")
         if not self.temperature > 0:
-            raise UserError(f"temperature is {self.temperature}; a policy that learns must be sampled, so above 0")
+            raise UserError(
+                f"temperature is {self.temperature}; a policy that learns must be sampled, so above 0"
+            )
         if not 1 <= self.minibatches <= self.prompts * self.samples:
             raise UserError("minibatches must lie between 1 and the answers of a rollout (prompts x samples)")
 
@@ -118,13 +132,15 @@ def run(cfg: Config, inputs: Mapping[str, Artefact], out: Path, rt: Runtime) -> 
     machine = runtime.setup(rt, cfg.seed, cfg.precision)
     method = stage.load("algos/rl", cfg.algo)
     tok = Tokenizer.load(inputs["policy"].path)
-    parts.same_vocabulary(inputs["policy"].path, inputs["reward"].path)
-    models = parts.load(inputs, cfg, machine, tok)
-    prompts = parts.load_prompts(inputs["prompts"], tok, models.policy.model.spec.context, cfg)
-    ptx = parts.load_ptx(inputs.get("ptx"), tok, models.policy.model.spec.context, cfg)
-    control: kl_algo.Fixed | kl_algo.Adaptive = kl_algo.controller(cfg.kl.coefficient, cfg.kl.target, cfg.kl.horizon)
+    start.same_vocabulary(inputs["policy"].path, inputs["reward"].path)
+    models = start.load(inputs, cfg, machine, tok)
+    prompts = start.load_prompts(inputs["prompts"], tok, models.policy.model.spec.context, cfg)
+    ptx = start.load_ptx(inputs.get("ptx"), tok, models.policy.model.spec.context, cfg)
+    control: kl_algo.Fixed | kl_algo.Adaptive = kl_algo.controller(
+        cfg.kl.coefficient, cfg.kl.target, cfg.kl.horizon
+    )
 
-    step, control = parts.resume(models, control, rt.work / "state")
+    step, control = start.resume(models, control, rt.work / "state")
     metrics = Journal(rt.work / "metrics.jsonl", step, machine.first)
     timing = Journal(rt.work / "timing.jsonl", step, machine.first)
     saved_at, refused_updates = time.monotonic(), 0
@@ -145,7 +161,9 @@ def run(cfg: Config, inputs: Mapping[str, Artefact], out: Path, rt: Runtime) -> 
                 count = (step * cfg.epochs + epoch) * cfg.minibatches + place
                 first = epoch == place == 0
                 updates.append(
-                    parts.update(models, minibatches[number], experience, ptx, count, scale, first, cfg, method)
+                    parts.update(
+                        models, minibatches[number], experience, ptx, count, scale, first, cfg, method
+                    )
                 )
         refused_updates = 0 if all(u["applied"] for u in updates) else refused_updates + 1
         parts.stop_if_diverged(refused_updates, step)
@@ -156,16 +174,20 @@ def run(cfg: Config, inputs: Mapping[str, Artefact], out: Path, rt: Runtime) -> 
         control = control.update(numbers["kl"], int(numbers["responses"]))
         step += 1
         timing.write(step=step - 1, **clock.seconds, tokens=len(rollout.ids_N))
-        rt.report(step, cfg.steps, "steps", score=numbers["score"], kl=numbers["kl"], length=numbers["length"])
-        due = time.monotonic() - saved_at >= rt.save_seconds or bool(rt.save_steps and step % rt.save_steps == 0)
+        rt.report(
+            step, cfg.steps, "steps", score=numbers["score"], kl=numbers["kl"], length=numbers["length"]
+        )
+        due = time.monotonic() - saved_at >= rt.save_seconds or bool(
+            rt.save_steps and step % rt.save_steps == 0
+        )
         if parallel.any_rank(due) or step == cfg.steps:
             metrics.sync()
             if machine.first:
-                state.save(rt.work / "state", step, *parts.checkpoint(models, control))
+                state.save(rt.work / "state", step, *start.checkpoint(models, control))
             parallel.barrier()
             saved_at = time.monotonic()
 
     if machine.first:
         source = inputs["policy"].path
-        save_model(models.policy.model, out, source, machine.dtype, parts.generation_config(source))
+        save_model(models.policy.model, out, source, machine.dtype, start.generation_config(source))
     return {**parts.facts(rt.work / "metrics.jsonl"), **prompts.facts, "kl_coefficient": control.value}

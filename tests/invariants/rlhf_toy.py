@@ -1,4 +1,5 @@
-"""A toy world for the RLHF stages: a tokenizer, a two-layer model of width 32, and data in which one word is good."""
+"""A toy world for the RLHF stages: a tokenizer, a two-layer model of width 32, and data in which one word is
+good."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ from caravan.model.heads import RewardModel, ScoreHead
 from caravan.model.spec import FFN, Attn, Layer, Norm, Rope, Spec
 from caravan.store import Artefact, Store
 
-WORDS = "good bad sun moon tree river stone bird".split()
+WORDS = ["good", "bad", "sun", "moon", "tree", "river", "stone", "bird"]
 
 
 def tokenizer() -> Tokenizer:
@@ -40,7 +41,9 @@ def decoder(vocab: int, seed: int = 0, **kw: object) -> Decoder:
 
 def reward_model(vocab: int, seed: int = 1) -> RewardModel:
     trunk = decoder(vocab, seed, head=False)
-    return RewardModel(trunk, ScoreHead(trunk.spec.d, bias=0.25, generator=torch.Generator().manual_seed(seed)))
+    return RewardModel(
+        trunk, ScoreHead(trunk.spec.d, bias=0.25, generator=torch.Generator().manual_seed(seed))
+    )
 
 
 def rankings(count: int, seed: int, k: int = 2) -> list[dict]:
@@ -55,7 +58,15 @@ def rankings(count: int, seed: int, k: int = 2) -> list[dict]:
         levels = sorted(set(goodness))
         prompt = [{"role": "user", "content": " ".join(rng.choices(WORDS, k=rng.randint(1, 4)))}]
         ranks = [levels.index(g) for g in goodness]
-        rows.append({"prompt": prompt, "responses": answers, "ranks": ranks, "id": f"{seed}/{len(rows)}", "source": "toy"})
+        rows.append(
+            {
+                "prompt": prompt,
+                "responses": answers,
+                "ranks": ranks,
+                "id": f"{seed}/{len(rows)}",
+                "source": "toy",
+            }
+        )
     return rows
 
 

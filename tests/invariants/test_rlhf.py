@@ -1,4 +1,5 @@
-"""What must hold in every RLHF run, on a toy world of two layers: most bugs of published trainers break one of these."""
+"""What must hold in every RLHF run, on a toy world of two layers: most bugs of published trainers break one
+of these."""
 
 from __future__ import annotations
 
@@ -25,7 +26,7 @@ from caravan.data.tokenizer import Tokenizer
 from caravan.engine import rollout, score
 from caravan.kernels.attention import Segments
 from caravan.model.checkpoint import load_model, load_reward
-from caravan.stages import _rl as rl_parts
+from caravan.stages import _rl_start as rl_start
 from caravan.stages import prefer, reward, rl
 from caravan.store import Artefact, Store
 from caravan.types import Message, UserError
@@ -60,7 +61,9 @@ def _run(world: tuple[Store, dict[str, Artefact]], name: str, cfg: Any, **roles:
 
 
 def _rl(world: tuple[Store, dict[str, Artefact]], cfg: rl.Config = RL) -> Artefact:
-    return _run(world, "rl", cfg, policy="model", reward="reward", prompts="conversations", ptx="conversations")
+    return _run(
+        world, "rl", cfg, policy="model", reward="reward", prompts="conversations", ptx="conversations"
+    )
 
 
 def _metrics(art: Artefact) -> list[dict[str, Any]]:
@@ -86,7 +89,8 @@ def models() -> tuple[Any, Any]:
     return toy.decoder(300), toy.reward_model(300)
 
 
-# -- first steps -------------------------------------------------------------------------------------------------
+# -- first steps
+# -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -102,7 +106,9 @@ def test_first_minibatch_has_ratio_1_and_step_0_has_no_kl(world, precision: str)
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_dpo_starts_at_ln_2(world, precision: str) -> None:
-    facts = _run(world, "prefer", replace(PREFER, precision=precision), policy="model", data="preferences").facts
+    facts = _run(
+        world, "prefer", replace(PREFER, precision=precision), policy="model", data="preferences"
+    ).facts
     assert abs(facts["first_loss"] - 0.6931471805599453) < 1e-6
     assert facts["last_loss"] < 0.69
 
@@ -141,7 +147,8 @@ def test_ranks_that_share_a_step_draw_what_one_rank_draws(models) -> None:
         assert part == [whole[2 * n + j] for n, _ in prompts[rank::2] for j in (0, 1)]
 
 
-# -- what may and may not matter ---------------------------------------------------------------------------------
+# -- what may and may not matter
+# ---------------------------------------------------------------------------------
 
 
 def test_neighbours_in_a_batch_change_nothing(models) -> None:
@@ -243,13 +250,14 @@ def test_ranking_gradient_does_not_depend_on_the_cut(world) -> None:
         torch.testing.assert_close(other, grads[0], rtol=1e-4, atol=1e-6)
 
 
-# -- who learns --------------------------------------------------------------------------------------------------
+# -- who learns
+# --------------------------------------------------------------------------------------------------
 
 
 def test_policy_and_critic_move_and_the_frozen_do_not(world, monkeypatch: pytest.MonkeyPatch) -> None:
-    kept: list[rl_parts.Models] = []
-    load = rl_parts.load
-    monkeypatch.setattr(rl_parts, "load", lambda *a: kept.append(load(*a)) or kept[0])
+    kept: list[rl_start.Models] = []
+    load = rl_start.load
+    monkeypatch.setattr(rl_start, "load", lambda *a: kept.append(load(*a)) or kept[0])
     art = _rl(world, replace(RL, steps=1, seed=77))
     (models,) = kept
     start, start_reward = load_model(world[1]["model"].path), load_reward(world[1]["reward"].path)
@@ -272,14 +280,20 @@ def test_reward_learns_and_is_centred_on_references(world) -> None:
     model, tok = load_reward(made.path), Tokenizer.load(made.path)
     from caravan.data.rankings import read_conversations
 
-    rows = [reward.last_answer(c, tok) for s in ("heldout", "train") for c in read_conversations(art["conversations"] / f"{s}.jsonl")]
+    rows = [
+        reward.last_answer(c, tok)
+        for s in ("heldout", "train")
+        for c in read_conversations(art["conversations"] / f"{s}.jsonl")
+    ]
     scores = torch.tensor([s for (s,) in reward.scores_of(model, [[r] for r in rows], 256)])
     assert abs(float(scores.mean())) < 1e-4
     assert float(model.score.bias) == pytest.approx(made.facts["reward_bias"], abs=1e-6)
 
 
 def test_fresh_head_has_the_right_scale() -> None:
-    heads = torch.cat([reward.fresh(toy.decoder(50, d=64), seed).score.weight.flatten() for seed in range(40)])
+    heads = torch.cat(
+        [reward.fresh(toy.decoder(50, d=64), seed).score.weight.flatten() for seed in range(40)]
+    )
     assert heads.std().item() == pytest.approx(0.124035, rel=0.05)
 
 
@@ -295,7 +309,9 @@ def test_score_is_read_at_the_end_of_turn_token(models) -> None:
 def test_ptx_enters_the_same_step(world) -> None:
     rows = _metrics(_rl(world, replace(RL, steps=2)))
     assert 4.0 < rows[0]["ptx_loss"] < 7.0
-    without = _run(world, "rl", replace(RL, steps=2), policy="model", reward="reward", prompts="conversations")
+    without = _run(
+        world, "rl", replace(RL, steps=2), policy="model", reward="reward", prompts="conversations"
+    )
     assert "ptx_loss" not in _metrics(without)[0]
     assert not torch.equal(_weights(without), _weights(_rl(world, replace(RL, steps=2))))
 
@@ -306,7 +322,8 @@ def test_no_end_rate_and_replaced_scores(world) -> None:
     assert row["score"] < -8.0 < row["reward"]
 
 
-# -- killed and resumed ------------------------------------------------------------------------------------------
+# -- killed and resumed
+# ------------------------------------------------------------------------------------------
 
 ROLES = {
     "reward": ("REWARD", {"base": "model", "data": "preferences"}, 3),
@@ -355,7 +372,8 @@ def test_kill_9_and_the_same_command_again_give_the_same_artefact(world, tmp_pat
     assert _metrics(again) == _metrics(straight)
 
 
-# -- what users get wrong ----------------------------------------------------------------------------------------
+# -- what users get wrong
+# ----------------------------------------------------------------------------------------
 
 
 def test_reward_model_of_another_vocabulary_is_refused(world, tmp_path: Path) -> None:
@@ -367,7 +385,9 @@ def test_reward_model_of_another_vocabulary_is_refused(world, tmp_path: Path) ->
     save_reward(toy.reward_model(300), tmp_path / "reward", tmp_path / "tok", torch.float32)
     foreign = store.add(tmp_path / "reward", kind="reward")
     with pytest.raises(UserError, match="vocabulary differs"):
-        stage.execute(store, "rl", RL, {"policy": art["model"], "reward": foreign, "prompts": art["conversations"]}, RT)
+        stage.execute(
+            store, "rl", RL, {"policy": art["model"], "reward": foreign, "prompts": art["conversations"]}, RT
+        )
 
 
 def test_prompts_without_room_are_refused_with_a_count(world) -> None:

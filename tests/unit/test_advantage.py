@@ -7,7 +7,10 @@ from hypothesis import strategies as st
 
 from caravan.algos.advantage import explained_variance, gae, whiten
 
-REWARD, VALUE = torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64), torch.tensor([0.5, 0.4, 0.6], dtype=torch.float64)
+REWARD, VALUE = (
+    torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64),
+    torch.tensor([0.5, 0.4, 0.6], dtype=torch.float64),
+)
 
 
 def _close(x: torch.Tensor, want: list[float], atol: float = 1e-6) -> None:
@@ -34,7 +37,9 @@ def _loop(reward: list[float], value: list[float], gamma: float, lam: float) -> 
 
 @settings(max_examples=30, deadline=None)
 @given(
-    lengths=st.lists(st.integers(1, 6), min_size=1, max_size=5), gamma=st.sampled_from([1.0, 0.9]), lam=st.floats(0, 1)
+    lengths=st.lists(st.integers(1, 6), min_size=1, max_size=5),
+    gamma=st.sampled_from([1.0, 0.9]),
+    lam=st.floats(0, 1),
 )
 def test_ragged_batch_equals_one_episode_at_a_time(lengths: list[int], gamma: float, lam: float) -> None:
     g = torch.Generator().manual_seed(sum(lengths))

@@ -29,7 +29,8 @@ def test_values_and_variances() -> None:
 
 
 def _gradient(weight, in_loss) -> torch.Tensor:
-    """sum_a p_a [in_loss(a) + weight(a) log p_a] differentiated through log p_a only, as a sampler's loss is."""
+    """sum_a p_a [in_loss(a) + weight(a) log p_a] differentiated through log p_a only, as a sampler's loss
+    is."""
     z = torch.tensor(P, dtype=torch.float64).log().requires_grad_()
     logp = torch.log_softmax(z, 0)
     p = logp.detach().exp()

@@ -1,4 +1,5 @@
-"""token_logprobs against its definition, its gradient against finite differences, and what it must not hold."""
+"""token_logprobs against its definition, its gradient against finite differences, and what it must not
+hold."""
 
 import pytest
 import torch

@@ -1,5 +1,7 @@
 """PPO losses, token rewards and their conventions against numbers worked out by hand."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -12,7 +14,11 @@ def _one(ratio: float, adv: float, **kw) -> tuple[float, float]:
     """Loss and gradient with respect to the log-prob for one token."""
     logp = torch.tensor([ratio], dtype=torch.float64).log().requires_grad_()
     loss = ppo.policy_loss(
-        logp, torch.zeros(1, dtype=torch.float64), torch.tensor([adv], dtype=torch.float64), 1, ppo.Config(**kw)
+        logp,
+        torch.zeros(1, dtype=torch.float64),
+        torch.tensor([adv], dtype=torch.float64),
+        1,
+        ppo.Config(**kw),
     )
     loss.value.backward()
     return loss.value.item(), logp.grad.item()
@@ -79,7 +85,7 @@ def test_micro_batches_add_up() -> None:
     def run(cuts: list[int]) -> tuple[torch.Tensor, dict[str, float], torch.Tensor]:
         new = new0.clone().requires_grad_()
         total, stats = torch.zeros((), dtype=torch.float64), {}
-        for a, b in zip(cuts, cuts[1:], strict=False):
+        for a, b in itertools.pairwise(cuts):
             policy = ppo.policy_loss(new[a:b], old[a:b], adv[a:b], 9, cfg, entropy[a:b])
             value = ppo.value_loss(new[a:b], old[a:b], ret[a:b], 9, cfg)
             total = total + policy.value + value.value
@@ -112,5 +118,5 @@ def test_runaway_ratio_is_finite() -> None:
 
 
 def test_nonsense_settings_are_refused() -> None:
-    with pytest.raises(ValueError, match="ppo.lam"):
+    with pytest.raises(ValueError, match=r"ppo\.lam"):
         ppo.Config(lam=1.5)

@@ -15,7 +15,8 @@ def test_loss_at_equal_scores_is_ln_2_and_ln_k() -> None:
 
 @pytest.mark.parametrize(("gap", "minimum"), [(1.0, 0.582203), (2.0, 0.365334)])
 def test_soft_labels_recover_the_true_difference(gap: float, minimum: float) -> None:
-    """Bradley-Terry with the true probability as label: the minimum is the entropy, at the true difference."""
+    """Bradley-Terry with the true probability as label: the minimum is the entropy, at the true
+    difference."""
     d = torch.zeros(1, dtype=torch.float64, requires_grad=True)
     target = 1 / (1 + math.exp(-gap))
     for _ in range(400):

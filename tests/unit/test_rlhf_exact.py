@@ -1,7 +1,8 @@
 """Production code against environments small enough to solve on paper: J = E[r] - beta KL(pi || ref).
 
-Nothing here has its own copy of an algorithm. Policies are tables of logits dressed as a model: the hidden state of
-a prefix is its one-hot row and the head is the table, so that log-probs come from `token_logprobs` as in training.
+Nothing here has its own copy of an algorithm. Policies are tables of logits dressed as a model: the hidden
+state of a prefix is its one-hot row and the head is the table, so that log-probs come from `token_logprobs`
+as in training.
 """
 
 import itertools
@@ -66,7 +67,8 @@ def test_e1_gradient_vanishes_at_the_optimum() -> None:
 
 @pytest.mark.parametrize("whitened", [False, True])
 def test_e1_ppo_converges_to_the_optimum(whitened: bool) -> None:
-    """Sampled episodes, a critic, two epochs of two minibatches, clipping, decayed rate: TV < .02 and J > .99 J*."""
+    """Sampled episodes, a critic, two epochs of two minibatches, clipping, decayed rate: TV < .02 and J > .99
+    J*."""
     g = torch.Generator().manual_seed(11)
     cfg = ppo.Config(lam=1.0)
     logits = _t(REF).log().requires_grad_()
@@ -176,7 +178,8 @@ def test_e4_sees_the_defects_it_is_there_for(broken: str, error: float) -> None:
 
 
 def test_e4_free_length_with_an_end_token() -> None:
-    """Token 2 ends the response, at most three tokens, -1 for a response that never ends: still the exact gradient.
+    """Token 2 ends the response, at most three tokens, -1 for a response that never ends: still the exact
+    gradient.
 
     Catches a masked end-of-turn action, a score beside the end, lengths mixed up between ragged episodes.
     """
@@ -216,7 +219,8 @@ def test_e4_free_length_with_an_end_token() -> None:
 
 # ---------------------------------------------------------------- E3: DPO on the bandit
 def test_e3_dpo_minimiser_is_the_optimum_of_the_bandit() -> None:
-    """All ordered pairs, each judged by sigmoid(r_i - r_j): minimum .629414 at pi* of E1; ln 2 at the reference."""
+    """All ordered pairs, each judged by sigmoid(r_i - r_j): minimum .629414 at pi* of E1; ln 2 at the
+    reference."""
     ref = _t(REF).log()
     z = ref.clone().requires_grad_()
 

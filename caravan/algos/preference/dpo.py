@@ -2,9 +2,9 @@
 
     loss = -log sigmoid(beta h),   h = (log pi(c) - log pi(r)) - (log ref(c) - log ref(r))
 
-on *sums* of response log-probs (an average would make beta depend on the length). With label smoothing eps the labels
-are taken to be wrong with that probability (Mitchell 2023, "cDPO"): the optimum is then finite, beta h = log((1-eps)/eps).
-At step 0 policy and reference agree, h = 0 and the loss is ln 2.
+on *sums* of response log-probs (an average would make beta depend on the length). With label smoothing eps
+the labels are taken to be wrong with that probability (Mitchell 2023, "cDPO"): the optimum is then finite,
+beta h = log((1-eps)/eps). At step 0 policy and reference agree, h = 0 and the loss is ln 2.
 
 Shapes: P pairs.
 """
@@ -36,9 +36,9 @@ def loss(
 ) -> Loss:
     """[P] sums of response log-probs under policy and reference -> weighted sum over pairs / normaliser.
 
-    The normaliser is the weight of the whole step: its pairs, or its prompts where the pairs of one share a weight
-    of 1. Stats, each divided by the normaliser: implicit rewards beta (log pi - log ref) of both sides, their margin, and
-    the accuracy of its sign (a tie counts half).
+    The normaliser is the weight of the whole step: its pairs, or its prompts where the pairs of one share a
+    weight of 1. Stats, each divided by the normaliser: implicit rewards beta (log pi - log ref) of both
+    sides, their margin, and the accuracy of its sign (a tie counts half).
     """
     chosen_reward_P = beta * (chosen_P - ref_chosen_P)
     rejected_reward_P = beta * (rejected_P - ref_rejected_P)

@@ -1,13 +1,16 @@
-"""Proximal policy optimisation for text (Schulman et al. 2017, arXiv 1707.06347; Ouyang et al. 2022, 2203.02155).
+"""Proximal policy optimisation for text (Schulman et al. 2017, arXiv 1707.06347; Ouyang et al. 2022,
+2203.02155).
 
-One episode is one response; its actions are the tokens, the end-of-turn token among them. The reward of an action is
+One episode is one response; its actions are the tokens, the end-of-turn token among them. The reward of an
+action is
 
     r_t = -beta (log pi_old(a_t) - log pi_ref(a_t))        k1 in the reward, from sampling time, no gradient
     r_T += score                                           once, on the last action
 
-and the state after the last action is worth nothing. The losses are sums over response tokens divided by an explicit
-`normaliser`, the number of tokens of the whole minibatch over all ranks and micro batches: how a minibatch is cut
-then changes rounding only, and an enumeration of all episodes can be passed through this very code.
+and the state after the last action is worth nothing. The losses are sums over response tokens divided by an
+explicit `normaliser`, the number of tokens of the whole minibatch over all ranks and micro batches: how a
+minibatch is cut then changes rounding only, and an enumeration of all episodes can be passed through this
+very code.
 
 Left out: reward whitening (with a mean shift it pays for length), a value head on the policy's trunk.
 
@@ -54,15 +57,16 @@ class Config:
 
 
 def no_end_score(score_S: Tensor, done_S: Tensor, replacement: float) -> Tensor:
-    """Scores where a response that never ended gets `replacement` *instead of* its score (the EOS trick: without it
-    length creeps up to the limit). Stiennon et al. 2020; not a penalty to subtract."""
+    """Scores where a response that never ended gets `replacement` *instead of* its score (the EOS trick:
+    without it length creeps up to the limit). Stiennon et al. 2020; not a penalty to subtract."""
     return torch.where(done_S, score_S, torch.full_like(score_S, replacement))
 
 
 def shape_rewards(
     score_S: Tensor, logp_R: Tensor, ref_logp_R: Tensor, lengths: Sequence[int], kl_coefficient: float
 ) -> Tensor:
-    """reward_R: -beta k1 on every action, plus the score once, on the last. Sum per episode = score - beta sum k1."""
+    """reward_R: -beta k1 on every action, plus the score once, on the last. Sum per episode = score - beta
+    sum k1."""
     assert min(lengths, default=1) > 0, "an episode has at least one action"
     reward_R = -kl_coefficient * (logp_R - ref_logp_R)
     last_S = torch.tensor(lengths, dtype=torch.int64, device=reward_R.device).cumsum(0) - 1
@@ -77,7 +81,8 @@ def policy_loss(
     cfg: Config,
     entropy_R: Tensor | None = None,
 ) -> Loss:
-    """Clipped surrogate, eq. 7: sum max(-A ratio, -A clip(ratio, 1 +- eps)) / normaliser, [R] inputs -> scalar.
+    """Clipped surrogate, eq. 7: sum max(-A ratio, -A clip(ratio, 1 +- eps)) / normaliser, [R] inputs ->
+    scalar.
 
     Stats (already divided by the normaliser, so micro batches add up): approxkl = mean k3 of old against new,
     """
@@ -102,7 +107,9 @@ def policy_loss(
     return Loss(value, stats)
 
 
-def value_loss(value_R: Tensor, old_value_R: Tensor, return_R: Tensor, normaliser: float, cfg: Config) -> Loss:
+def value_loss(
+    value_R: Tensor, old_value_R: Tensor, return_R: Tensor, normaliser: float, cfg: Config
+) -> Loss:
     """Half the worse of the squared errors of V and of V clipped to the old value +- value_clip."""
     error_R = (value_R - return_R).square()
     stats: dict[str, Tensor] = {}
@@ -117,7 +124,8 @@ def value_loss(value_R: Tensor, old_value_R: Tensor, return_R: Tensor, normalise
 
 
 def ratio_error(logp_R: Tensor, old_logp_R: Tensor) -> float:
-    """max |ratio - 1|: exactly 0 on the first minibatch of a rollout, or training and sampling-time policies differ."""
+    """max |ratio - 1|: exactly 0 on the first minibatch of a rollout, or training and sampling-time policies
+    differ."""
     if logp_R.numel() == 0:
         return 0.0
     return float(torch.expm1(logp_R.detach() - old_logp_R).abs().max())
