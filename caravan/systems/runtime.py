@@ -57,6 +57,7 @@ def setup(rt: Runtime, seed: int = 0, precision: Precision = "auto") -> Machine:
     np.random.seed(seed & 0xFFFFFFFF)
     torch.manual_seed(seed)
     torch.use_deterministic_algorithms(True, warn_only=device.type != "cpu")
+    torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid: a pass over every new tensor
     if device.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     dtype, reason = choose_dtype(device, precision)
