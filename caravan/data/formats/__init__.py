@@ -79,9 +79,9 @@ def _leads_inside(path: Path, root: Path) -> bool:
         return False
 
 
-def choose(path: Path, kind: str, limits: Limits) -> tuple[str, str] | None:
+def choose(path: Path, kind: str, limits: Limits, on_bad: OnBad) -> tuple[str, str] | None:
     """(format, reason) of a file that can give `kind`: the one that most of its first records speak for."""
-    samples = sample_of(path, limits)
+    samples = sample_of(path, limits, on_bad)
     votes: dict[str, tuple[int, str]] = {}
     for name in names():
         module = load(name)
@@ -109,9 +109,11 @@ def read_all(root: Path, kind: str, on_bad: OnBad, limits: Limits, chosen: dict[
         if path.stat().st_size == 0:
             on_bad(Problem(path, "", "a file that is not empty", ""))
             continue
-        best = choose(path, kind, limits)
+        met: list[Problem] = []  # while looking; should a format be found, reading it will meet them again
+        best = choose(path, kind, limits, met.append)
         if best is None:
-            on_bad(Problem(path, "", expected(kind), ""))
+            for problem in met or [Problem(path, "", expected(kind), "")]:
+                on_bad(problem)
             continue
         chosen[name] = f"{best[0]}: {best[1]}"
         for found in load(best[0]).read(path, kind, on_bad, limits):

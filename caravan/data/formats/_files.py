@@ -218,15 +218,13 @@ def _parquet(path: Path, on_bad: OnBad) -> Iterator[tuple[str, Any]]:
         on_bad(Problem(path, "", f"a parquet file ({str(error)[:200]})", ""))
 
 
-def sample_of(path: Path, limits: Limits, count: int = 16) -> list[dict[str, Any]] | list[bytes]:
+def sample_of(
+    path: Path, limits: Limits, on_bad: OnBad, count: int = 16
+) -> list[dict[str, Any]] | list[bytes]:
     """The first records of a file of records, or the first bytes of any other."""
     if suffix_of(path) in RECORDS:
-        return [row for _, row in islice(records(path, _ignore, limits), count)]
-    return [next(chunks(path, _ignore), b"")[:4096]]
-
-
-def _ignore(problem: Problem) -> None:
-    """A sample may be damaged: reading the file itself will say so."""
+        return [row for _, row in islice(records(path, on_bad, limits), count)]
+    return [next(chunks(path, on_bad), b"")[:4096]]
 
 
 def reader(convert: Convert) -> Callable[[Path, str, OnBad, Limits], Iterator[Found]]:

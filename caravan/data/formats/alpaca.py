@@ -26,7 +26,10 @@ def convert(row: dict[str, Any], kind: str) -> Iterator[Conversation]:
     if extra.strip() and extra.strip() != "<noinput>":
         question = f"{question}\n{extra}" if question.strip() else extra
     turns: list[Message] = []
-    for pair in row.get("history") or []:
+    history = row.get("history")
+    if history and not isinstance(history, list | str):
+        raise Bad("a 'history' that is a list of [question, answer]")
+    for pair in history if isinstance(history, list) else []:
         if not (isinstance(pair, list) and len(pair) == 2 and all(isinstance(t, str) for t in pair)):
             raise Bad("a 'history' that is a list of [question, answer]")
         turns += [Message("user", pair[0]), Message("assistant", pair[1])]

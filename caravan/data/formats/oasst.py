@@ -33,7 +33,10 @@ def _message(node: Any) -> Message:
 
 
 def _replies(node: dict[str, Any]) -> list[dict[str, Any]]:
-    return [r for r in node.get("replies") or [] if not (isinstance(r, dict) and r.get("deleted"))]
+    replies = node.get("replies") or []
+    if not (isinstance(replies, list) and all(isinstance(r, dict) for r in replies)):
+        raise Bad("a list of messages under every 'replies'")
+    return [r for r in replies if not r.get("deleted")]
 
 
 def _threads(node: dict[str, Any], before: tuple[Message, ...]) -> Iterator[Conversation]:
