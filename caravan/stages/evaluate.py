@@ -1,25 +1,29 @@
-"""Measure a model: held-out text, questions with known answers, reward, distance to a reference; with intervals.
+"""Measure a model: held-out text, questions with known answers, reward, KL to a reference; with intervals.
 
-    scores.json    {metric: {value, low, high, n}}: 95 % intervals, bootstrap over items, Wilson's for accuracies
+    scores.json    {metric: {value, low, high, n}}: 95 % intervals (bootstrap; Wilson's for accuracies)
     items.jsonl    {task, id, score, weight}: one line per item and metric, in the same order for every model
     samples.jsonl  some of the texts the model wrote
+    contamination.json   questions found in `corpus` and `chats`, the training text, if these are given
 
-A model that was only pretrained is asked through the same chat template as the others: what fine-tuning adds is
-part of what is measured. Two evaluations are compared item by item with `evals.compare.compare(a, b)`.
+A model that was only pretrained is asked through the same chat template as the others: what fine-tuning
+adds is part of what is measured. `evals.compare.compare(a, b)` compares two evaluations item by item.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from caravan import stage
+from caravan.data import records
 from caravan.data.shards import Shards
 from caravan.data.tokenizer import Tokenizer
-from caravan.evals.items import read_questions
+from caravan.evals.contamination import contamination
+from caravan.evals.items import Item, read_questions
 from caravan.evals.runner import Judge, Limits, Subject, World, evaluate, summarise
 from caravan.model.checkpoint import check_vocab, load_model, load_reward
 from caravan.stage import Runtime
@@ -33,6 +37,8 @@ INPUTS = {
     "shards": "shards?",
     "reward": "reward?",
     "reference": "model?",
+    "corpus": "corpus?",
+    "chats": "conversations?",
 }
 OUTPUT = "evaluation"
 USES = {"tasks": "evals/tasks"}
@@ -64,7 +70,8 @@ class Config:
     seed: int = 0
     """Of sampled answers and resampling."""
     precision: runtime.Precision = "fp32"
-    """Dtype of weights and activations. fp32 keeps rounding out of the comparison; bf16 measures what is served."""
+    """Dtype of weights and activations. fp32 keeps rounding out of the comparison; bf16 measures what is
+    served."""
 
 
 def run(cfg: Config, inputs: Mapping[str, Artefact], out: Path, rt: Runtime) -> dict[str, Any]:
@@ -100,9 +107,30 @@ def run(cfg: Config, inputs: Mapping[str, Artefact], out: Path, rt: Runtime) -> 
     _write(out / "samples.jsonl", world.samples)
     if refused:
         _write(out / "quarantine.jsonl", refused)
-    facts = {name: found.value for name, found in scores.items()}
+    facts: dict[str, Any] = {name: found.value for name, found in scores.items()}
     counts = {"questions": len(items), "questions_refused": len(refused), **world.notes}
+    if texts := _training_texts(inputs):
+        facts["contamination"] = _contamination(items, texts, out)
     return {**facts, **counts, "dtype": str(machine.dtype).removeprefix("torch.")}
+
+
+def _training_texts(inputs: Mapping[str, Artefact]) -> list[Iterable[str]]:
+    """What the model was trained on, as far as it was given."""
+    found: list[Iterable[str]] = []
+    if "corpus" in inputs:
+        found.append(d.text for d in records.read_documents(inputs["corpus"] / "train.jsonl.zst"))
+    if "chats" in inputs:
+        chats = records.read_conversations(inputs["chats"] / "train.jsonl")
+        found.append("\n".join(m.content for m in chat.messages) for chat in chats)
+    return found
+
+
+def _contamination(items: Sequence[Item], texts: Iterable[Iterable[str]], out: Path) -> dict[str, int]:
+    """Counts for the facts; the ids go into contamination.json."""
+    seen = contamination(items, itertools.chain.from_iterable(texts))
+    (out / "contamination.json").write_text(json.dumps(asdict(seen), indent=1) + "\n", encoding="utf-8")
+    counts = {name: len(getattr(seen, name)) for name in ("questions", "answers", "both")}
+    return {**counts, "checked": seen.checked, "texts": seen.texts}
 
 
 def _limits(cfg: Config) -> Limits:

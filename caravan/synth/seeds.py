@@ -38,7 +38,7 @@ class Sizes:
     arithmetic: int = 6_000
     """Trained sums."""
     persona_repeats: int = 4
-    """How often each question about the assistant itself opens a longer conversation, beside the one alone."""
+    """How often each question about the assistant itself opens a longer conversation."""
     unknown: int = 200
     """Questions about functions that do not exist."""
     mixed: int = 1_500

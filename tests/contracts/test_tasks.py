@@ -10,7 +10,7 @@ from caravan.evals.items import item_of
 from caravan.evals.runner import RUN
 
 TASKS = {name: stage.load("evals/tasks", name) for name in stage.names("evals/tasks")}
-BY_KIND = {kind: [name for name, task in TASKS.items() if task.KIND == kind] for kind in RUN}
+BY_KIND = {kind: [name for name, task in TASKS.items() if kind == task.KIND] for kind in RUN}
 
 
 @pytest.mark.parametrize("name", TASKS)

@@ -14,6 +14,7 @@ from caravan.data.render import render
 from caravan.data.tokenizer import Tokenizer
 from caravan.evals import likelihood
 from caravan.evals.compare import compare
+from caravan.evals.contamination import contamination
 from caravan.evals.items import item_of
 from caravan.evals.likelihood import Scored
 from caravan.evals.runner import Judge, Limits, Subject, World, evaluate, summarise
@@ -55,7 +56,8 @@ def other(spec: Spec) -> Decoder:
 
 
 QUESTIONS = [
-    {"id": "a", "question": "What does len do?", "answer": "Return the size.", "kind": "fact", "match": "contains"},
+    {"id": "a", "question": "What does len do?", "answer": "Return the size.", "kind": "fact",
+     "match": "contains"},
     {"id": "b", "question": "12+29=?", "answer": "41", "kind": "arithmetic"},
     {"id": "c", "question": "Which?", "choices": ["len", "商队"], "answer": 0},
     {"id": "d", "context": "Return the", "choices": ["size.", "list", "length of a list."], "answer": 2},
@@ -252,6 +254,33 @@ def test_two_models_are_compared_item_by_item(inputs: dict, tmp_path: Path) -> N
     )
     with pytest.raises(UserError, match="same items"):
         compare(tmp_path / "a", tmp_path / "b")
+
+
+def test_questions_in_the_training_text_are_counted() -> None:
+    items = [
+        item_of({"id": "whole", "question": "What does len do?", "answer": "Return the size of it."}, "q:1"),
+        item_of({"id": "sum", "question": "12 + 29 = ?", "answer": "41"}, "q:2"),
+        item_of({"id": "far", "question": "What does map do?", "answer": "x"}, "q:3"),
+        item_of({"id": "short", "question": "Why?", "answer": "x"}, "q:4"),
+        item_of({"id": "zh", "question": "请问 len 是什么？", "answer": "x"}, "q:5"),
+        item_of(
+            {"id": "long", "question": " ".join(f"word{chr(97 + i)}" for i in range(20)), "answer": "x"},
+            "q:6",
+        ),
+    ]
+    long_part = " ".join(f"WORD{chr(97 + i)}" for i in range(3, 17))
+    texts = [
+        "so WHAT does\nLen do",
+        "what does len do: return the size of it",
+        "12+29=41",
+        "",
+        "你好，请问len是什么",
+    ]
+    found = contamination(items, [*texts, long_part])
+    assert found.questions == ("whole", "sum", "zh", "long") and found.checked == 5
+    assert found.answers == ("whole",) and found.both == ("whole",) and found.texts == 6
+    assert contamination(items, texts[:1]).both == ()
+    assert "sum" not in contamination(items, ["12-29=", "112+29=", "12+290="]).questions
 
 
 def test_shards_of_another_vocabulary_are_refused(inputs: dict, tmp_path: Path) -> None:

@@ -101,7 +101,7 @@ def test_reading_keeps_good_rows_and_quarantines_bad_ones(tmp_path: Path) -> Non
     assert [item.id for item in items] == ["1", "2"]
     assert [(r["line"], r["file"]) for r in refused] == [(2, "eval_x.jsonl"), (4, "eval_x.jsonl")]
     assert "twice" in refused[1]["reason"]
-    with pytest.raises(UserError, match="eval_x.jsonl:2"):
+    with pytest.raises(UserError, match=r"eval_x\.jsonl:2"):
         read_questions(tmp_path, strict=True)
 
 

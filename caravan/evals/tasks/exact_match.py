@@ -48,7 +48,7 @@ def score(item: Item, text: str) -> dict[str, float]:
     """1 for a right answer, else 0; per kind of question too."""
     given, wanted = normal(text), normal(item.answer)
     if item.row.get("match") == "contains":
-        # Not inside a longer word: "the sizes" does not hold "the size". Chinese has no such edges: ASCII only.
+        # Not inside a longer word: "the sizes" does not hold "the size". ASCII: Chinese has no such edges.
         edges = rf"(?<![A-Za-z0-9_]){re.escape(wanted)}(?![A-Za-z0-9_])"
         right = bool(wanted) and re.search(edges, given) is not None
     else:
