@@ -54,7 +54,7 @@ class Config:
     questions: int = 0
     """Questions per task at most; 0 asks all."""
     max_tokens: int = 0
-    """New tokens per answer at most; 0 leaves it to the task (96)."""
+    """New tokens per answer at most; 0 leaves it to the task (80, sums 64)."""
     text_tokens: int = 60_000
     """Held-out tokens read for bits per byte; 0 reads all."""
     sampled: int = 64

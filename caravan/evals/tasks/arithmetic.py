@@ -16,7 +16,7 @@ from caravan.types import Message
 
 KIND = "generate"
 VERSION = 1
-MAX_TOKENS = 96
+MAX_TOKENS = 64
 CHECKED = True
 
 EXAMPLES = (

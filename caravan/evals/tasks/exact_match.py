@@ -18,7 +18,7 @@ from caravan.types import Message
 
 KIND = "generate"
 VERSION = 1
-MAX_TOKENS = 96
+MAX_TOKENS = 80
 CHECKED = True
 
 EXAMPLES = (
