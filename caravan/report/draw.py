@@ -27,6 +27,8 @@ class Box:
     note: str
     kind: str
     parents: tuple[str, ...]
+    aside: frozenset[str] = frozenset()
+    """Parents that only served (what an evaluation measured with): their arrows are faint."""
 
 
 def lineage(boxes: Sequence[Box]) -> str:
@@ -43,46 +45,55 @@ def lineage(boxes: Sequence[Box]) -> str:
             place[key] = (left + n * (BOX_WIDTH + GAP_X), 4 + level * (BOX_HEIGHT + GAP_Y))
     height = len(rows) * (BOX_HEIGHT + GAP_Y) - GAP_Y + 8
     svg = _svg(width, height, "lineage", "Lineage: what was made from what")
-    above = _ancestors(parents)
+    main = {key: [p for p in found if p not in by_key[key].aside] for key, found in parents.items()}
+    above = _ancestors(main)
     edges = [(parent, key) for key in by_key for parent in parents[key]]
-    for parent, key in sorted(edges, key=lambda edge: not _roundabout(edge, parents, above)):
-        faint = _roundabout((parent, key), parents, above)
-        _arrow(svg, place[parent], place[key], faint)
+    faint = {(p, k) for p, k in edges if p in by_key[k].aside or _roundabout((p, k), main, above)}
+    for edge in sorted(edges, key=lambda edge: edge not in faint):
+        _arrow(svg, place[edge[0]], place[edge[1]], edge in faint)
     for box in boxes:
         _box(svg, box, *place[box.key])
     return ET.tostring(svg, encoding="unicode")
 
 
 def _rows(parents: Mapping[str, list[str]]) -> list[list[str]]:
-    """Keys by level. A source stands just above its first use, so that its arrow is short; within a level
+    """Keys by level. Everything stands just above its first use, so that arrows are short; within a level
     boxes are ordered by where their neighbours stand."""
-    level: dict[str, int] = {}
-
-    def depth(key: str) -> int:
-        if key not in level:
-            level[key] = 1 + max((depth(p) for p in parents[key]), default=-1)
-        return level[key]
-
-    for key in parents:
-        depth(key)
+    level = dict.fromkeys(parents, 0)
     children: dict[str, list[str]] = {key: [] for key in parents}
-    for key, above in parents.items():
-        for parent in above:
+    order = _parents_first(parents)
+    for key in order:
+        level[key] = 1 + max((level[p] for p in parents[key]), default=-1)
+        for parent in parents[key]:
             children[parent].append(key)
-    for key, above in parents.items():
-        if not above and children[key]:
+    for key in reversed(order):
+        if children[key]:
             level[key] = min(level[child] for child in children[key]) - 1
     rows: list[list[str]] = [[] for _ in range(max(level.values(), default=0) + 1)]
-    for key in parents:
+    for key in order:
         rows[level[key]].append(key)
-    for sweep in range(6):
-        order = range(len(rows)) if sweep % 2 == 0 else range(len(rows) - 1, -1, -1)
+    for sweep in range(8):
+        numbers = range(len(rows)) if sweep % 2 == 0 else range(len(rows) - 1, -1, -1)
         near = parents if sweep % 2 == 0 else children
-        spot = {key: (n + 0.5) / len(row) for row in rows for n, key in enumerate(row)}
-        for number in order:
+        spot = {key: n - len(row) / 2 for row in rows for n, key in enumerate(row)}
+        for number in numbers:
             rows[number].sort(key=lambda key: _mean([spot[k] for k in near[key]], spot[key]))
-            spot |= {key: (n + 0.5) / len(rows[number]) for n, key in enumerate(rows[number])}
+            spot |= {key: n - len(rows[number]) / 2 for n, key in enumerate(rows[number])}
     return rows
+
+
+def _parents_first(parents: Mapping[str, list[str]]) -> list[str]:
+    done: dict[str, None] = {}
+
+    def visit(key: str) -> None:
+        if key not in done:
+            for parent in parents[key]:
+                visit(parent)
+            done[key] = None
+
+    for key in parents:
+        visit(key)
+    return list(done)
 
 
 def _mean(values: Sequence[float], otherwise: float) -> float:

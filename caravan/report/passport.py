@@ -46,11 +46,17 @@ def main(cfg: Config, store: Store, rt: Runtime) -> int:
     road = [node for _, node in store.lineage(art)]
     known = {read.key_of(node) for node in road}
     road += [found for found in store.ls("evaluation") if found.inputs.get("model") in known]
-    print(build(store, road, None, Path(cfg.page).expanduser()))
+    print(build(store, road, None, Path(cfg.page).expanduser(), art))
     return 0
 
 
-def build(store: Store, artefacts: list[Artefact], table: list[dict[str, Any]] | None, path: Path) -> Path:
+def build(
+    store: Store,
+    artefacts: list[Artefact],
+    table: list[dict[str, Any]] | None,
+    path: Path,
+    subject: Artefact | None = None,
+) -> Path:
     """Write the passport of a road to `path`, in one rename, and return it.
 
     `artefacts`: all of the road, in any order; ancestors they name are added from the store. `table`: rows of
@@ -60,7 +66,7 @@ def build(store: Store, artefacts: list[Artefact], table: list[dict[str, Any]] |
     when the folder cannot be written.
     """
     road = _complete(store, artefacts)
-    page = _render(_facts(road, table))
+    page = _render(_facts(road, table, subject or _subject(store, road)))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, draft = tempfile.mkstemp(dir=path.parent, suffix=".html")
@@ -102,14 +108,22 @@ def _complete(store: Store, artefacts: Sequence[Artefact]) -> list[Artefact]:
     return list(done.values())
 
 
-def _facts(road: list[Artefact], table: list[dict[str, Any]] | None) -> dict[str, Any]:
+def _subject(store: Store, road: list[Artefact]) -> Artefact | None:
+    """The model most went into; of equal ones the first (a quantised copy adds nothing but itself)."""
+    models = [art for art in road if art.kind == "model" and "bits" not in art.manifest.get("config", {})]
+    made = {art.id: sum(1 for _ in store.lineage(art)) for art in models}
+    return max(models, key=lambda art: made[art.id], default=road[-1] if road else None)
+
+
+def _facts(
+    road: list[Artefact], table: list[dict[str, Any]] | None, subject: Artefact | None
+) -> dict[str, Any]:
     """Everything the template says, as plain data and finished pictures."""
     names = read.labels(road)
     evaluations = [art for art in road if art.kind == "evaluation"]
     models = [art for art in road if art.kind == "model"]
     cells = table if table is not None else read.scores_table(evaluations, names)
     seconds = sum(float(art.manifest.get("seconds", 0.0)) for art in road)
-    subject = models[-1] if models else road[-1] if road else None
     return {
         "title": names[read.key_of(subject)] if subject else "nothing",
         "subject": subject.ref if subject else "",
@@ -150,6 +164,9 @@ def _boxes(road: Sequence[Artefact], names: Mapping[str, str]) -> list[draw.Box]
             note=f"{art.kind} {art.id[:8]}",
             kind=art.kind,
             parents=tuple(dict.fromkeys(art.inputs.values())),
+            aside=frozenset(key for role, key in art.inputs.items() if role != "model")
+            if art.kind == "evaluation"
+            else frozenset(),
         )
         for art in road
     ]
@@ -223,8 +240,15 @@ def _flat(value: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
         elif name.lower().endswith(SECRET) and isinstance(inner, str) and inner:
             out.append((prefix + name, "(not shown)"))
         else:
-            out.append((prefix + name, read.clip(_plain(inner), 300)))
+            out.append((prefix + name, read.clip(_exact(inner), 300)))
     return out
+
+
+def _exact(value: Any) -> str:
+    """A setting as it was, not rounded for the eye."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    return repr(value) if isinstance(value, float) else _plain(value)
 
 
 def _source(art: Artefact) -> dict[str, Any]:

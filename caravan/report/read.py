@@ -74,11 +74,9 @@ def labels(artefacts: Sequence[Artefact]) -> dict[str, str]:
         measured = names.get(art.inputs.get("model", ""))
         if art.kind == "evaluation" and measured:
             names[key_of(art)] = f"evaluate {measured}"
-    counts: dict[str, int] = {}
-    for name in names.values():
-        counts[name] = counts.get(name, 0) + 1
+    kinds = [(name, key.partition("/")[0]) for key, name in names.items()]
     return {
-        key: f"{name} {key.partition('/')[2][:4]}" if counts[name] > 1 else name
+        key: f"{name} {key.partition('/')[2][:4]}" if kinds.count((name, key.partition("/")[0])) > 1 else name
         for key, name in names.items()
     }
 
@@ -157,7 +155,9 @@ def samples(evaluations: Sequence[Artefact], names: Mapping[str, str]) -> list[S
             if key not in found:
                 prompt = [(str(m.get("role", "")), clip(str(m.get("content", "")))) for m in messages_of(row)]
                 found[key] = Sample(task=key[0], prompt=prompt, reference=clip(text_of(row.get("reference"))))
-            scores = ", ".join(f"{k} {_score(v)}" for k, v in _numbers(row.get("scores") or {}))
+            scores = ", ".join(
+                f"{k.replace('_', ' ')} {_score(v)}" for k, v in _numbers(row.get("scores") or {})
+            )
             found[key].answers.append((model, clip(text_of(row.get("answer"))), scores))
     best = sorted(found.values(), key=lambda sample: -len(sample.answers))
     by_task: dict[str, list[Sample]] = {}
