@@ -7,18 +7,14 @@ dropped in silence.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
 
-import orjson
-
+from caravan.data.records import read_rankings
 from caravan.data.render import Rendered, render_pair
 from caravan.data.tokenizer import Tokenizer
-from caravan.types import Conversation, Message, Ranking, UserError
-
-T = TypeVar("T")
+from caravan.types import Ranking, UserError
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,51 +30,9 @@ class RankedGroups:
         return len(self.groups)
 
 
-def read_rankings(path: Path | str) -> list[Ranking]:
-    """One Ranking per line: {prompt: [{role, content}], responses, ranks, id, source}. [] if there is no such
-    file.
-
-    Raises UserError naming file, line and what was expected: an artefact's files are ours, so a bad line is
-    damage.
-    """
-    return _rows(Path(path), _ranking, "ranking: prompt, responses and ranks")
-
-
-def read_conversations(path: Path | str) -> list[Conversation]:
-    """One Conversation per line: {messages: [{role, content}], id, source}; errors as in `read_rankings`."""
-    return _rows(Path(path), _conversation, "conversation: messages")
-
-
-def _rows(path: Path, read: Callable[[dict[str, Any]], T], wanted: str) -> list[T]:
-    if not path.exists():
-        return []
-    rows = []
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
-            try:
-                rows.append(read(orjson.loads(line)))
-            except (ValueError, KeyError, TypeError) as error:
-                raise UserError(
-                    f"{path}:{number}: expected a {wanted} ({error!r})",
-                    "`caravan verify` tells whether the file was changed after it was made",
-                ) from None
-    return rows
-
-
-def _messages(rows: Sequence[dict[str, str]]) -> tuple[Message, ...]:
-    return tuple(Message(m["role"], m["content"]) for m in rows)
-
-
-def _conversation(row: dict[str, Any]) -> Conversation:
-    return Conversation(_messages(row["messages"]), row.get("id", ""), row.get("source", ""))
-
-
-def _ranking(row: dict[str, Any]) -> Ranking:
-    prompt = _messages(row["prompt"])
-    responses, ranks = tuple(row["responses"]), tuple(int(r) for r in row["ranks"])
-    if len(responses) != len(ranks) or len(responses) < 2:
-        raise ValueError(f"{len(responses)} responses and {len(ranks)} ranks")
-    return Ranking(prompt, responses, ranks, row.get("id", ""), row.get("source", ""))
+def load_rankings(path: Path, tok: Tokenizer, max_tokens: int) -> RankedGroups:
+    """A split of a preferences artefact, rendered; empty if there is no such file."""
+    return render_rankings(read_rankings(path) if path.exists() else (), tok, max_tokens)
 
 
 def render_rankings(rankings: Iterable[Ranking], tok: Tokenizer, max_tokens: int) -> RankedGroups:
@@ -105,7 +59,7 @@ def render_rankings(rankings: Iterable[Ranking], tok: Tokenizer, max_tokens: int
     return RankedGroups(groups, ranks, dict(refused))
 
 
-def need(groups: RankedGroups, where: Path | str) -> RankedGroups:
+def need(groups: RankedGroups, where: Path) -> RankedGroups:
     """The same, or a UserError when nothing is left to train on."""
     if not len(groups):
         why = (

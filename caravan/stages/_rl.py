@@ -238,7 +238,7 @@ def stop_if_diverged(in_a_row: int, step: int) -> None:
     """Raise UserError when several rollouts in a row had an update that was not finite."""
     if in_a_row >= _PATIENCE:
         raise UserError(
-            f"training diverged: {in_a_row} rollouts in a row with a non-finite loss or gradient (step {step})",
+            f"training diverged: {in_a_row} rollouts in a row with a non-finite loss (step {step})",
             "lower lr, or try precision fp32",
         )
 

@@ -15,7 +15,7 @@ from caravan.algos.kl import Adaptive, Fixed
 from caravan.algos.optim import OptimConfig
 from caravan.data.loader import ExampleLoader, PretrainLoader
 from caravan.data.pack import fit
-from caravan.data.rankings import read_conversations
+from caravan.data.records import read_conversations
 from caravan.data.render import render
 from caravan.data.shards import Shards
 from caravan.data.tokenizer import Tokenizer
@@ -111,8 +111,8 @@ def load_prompts(data: Artefact, tok: Tokenizer, context: int, cfg: Config) -> P
         raise UserError(f"{cfg.prompts} prompts per rollout cannot feed {parallel.rank_world()[1]} ranks")
     if not found:
         raise UserError(
-            f"{data.ref} holds no usable prompt: {too_long} leave no room for {cfg.max_new_tokens} new tokens "
-            f"in a context of {context}, {without} have no turn before the answer",
+            f"{data.ref} holds no usable prompt: {too_long} leave no room for {cfg.max_new_tokens} new "
+            f"tokens in a context of {context}, {without} have no turn before the answer",
             "lower max_new_tokens or give other conversations",
         )
     return Prompts(found, {"prompts": len(found), "prompts_too_long": too_long, "prompts_empty": without})

@@ -26,7 +26,7 @@ from caravan.algos.optim import OptimConfig
 from caravan.algos.schedule import Schedule, ScheduleKind
 from caravan.data.loader import RankingLoader, group_batches
 from caravan.data.pack import GroupBatch
-from caravan.data.rankings import RankedGroups, need, read_rankings, render_rankings
+from caravan.data.rankings import RankedGroups, load_rankings, need
 from caravan.data.tokenizer import Tokenizer
 from caravan.engine import score
 from caravan.model.checkpoint import check_vocab, load_model, save_model
@@ -107,8 +107,8 @@ def run(cfg: Config, inputs: Mapping[str, Artefact], out: Path, rt: Runtime) -> 
     model = load_model(policy, device=machine.device)
     check_vocab(model.spec, tok.vocab_size)
     limit = min(cfg.context or model.spec.context, model.spec.context)
-    train = need(render_rankings(read_rankings(data / "train.jsonl"), tok, limit), data / "train.jsonl")
-    held = render_rankings(read_rankings(data / "heldout.jsonl"), tok, limit)
+    train = need(load_rankings(data / "train.jsonl", tok, limit), data / "train.jsonl")
+    held = load_rankings(data / "heldout.jsonl", tok, limit)
 
     optim = OptimConfig(lr=cfg.lr or suggested_lr(model.spec) / 100, eps=1e-5, weight_decay=cfg.weight_decay)
     trainee = Trainee(model, optim, machine.dtype)

@@ -24,17 +24,12 @@ from caravan.algos.optim import OptimConfig
 from caravan.algos.schedule import Schedule, ScheduleKind
 from caravan.data.loader import RankingLoader, group_batches
 from caravan.data.pack import GroupBatch
-from caravan.data.rankings import (
-    RankedGroups,
-    need,
-    read_conversations,
-    read_rankings,
-    render_rankings,
-    response_lengths,
-)
+from caravan.data.rankings import RankedGroups, load_rankings, need, response_lengths
+from caravan.data.records import read_conversations
 from caravan.data.render import Rendered, render_pair
 from caravan.data.tokenizer import Tokenizer
 from caravan.engine import score
+from caravan.evals.stats import bootstrap
 from caravan.model.checkpoint import check_vocab, load_model, save_reward
 from caravan.model.decoder import Decoder
 from caravan.model.heads import RewardModel, ScoreHead
@@ -99,8 +94,8 @@ def run(cfg: Config, inputs: Mapping[str, Artefact], out: Path, rt: Runtime) -> 
     model = fresh(load_model(base, device=machine.device), cfg.seed)
     check_vocab(model.decoder.spec, tok.vocab_size)
     limit = min(cfg.context or model.decoder.spec.context, model.decoder.spec.context)
-    train = need(render_rankings(read_rankings(data / "train.jsonl"), tok, limit), data / "train.jsonl")
-    held = render_rankings(read_rankings(data / "heldout.jsonl"), tok, limit)
+    train = need(load_rankings(data / "train.jsonl", tok, limit), data / "train.jsonl")
+    held = load_rankings(data / "heldout.jsonl", tok, limit)
 
     optim = OptimConfig(
         lr=cfg.lr or suggested_lr(model.decoder.spec) / 20, eps=1e-5, weight_decay=cfg.weight_decay
@@ -201,8 +196,8 @@ def demonstrations(
         best = [g[r.index(min(r))] for g, r in zip(train.groups, train.ranks, strict=True)]
         return best[:most]
     found: list[Rendered] = []
-    for split in ("heldout", "train"):
-        for conversation in read_conversations(references / f"{split}.jsonl"):
+    for path in (references / "heldout.jsonl", references / "train.jsonl"):
+        for conversation in read_conversations(path) if path.exists() else ():
             rendered = last_answer(conversation, tok)
             if rendered is not None and len(rendered) <= limit and len(found) < most:
                 found.append(rendered)
@@ -269,17 +264,14 @@ def measure(model: RewardModel, held: RankedGroups, micro_tokens: int) -> dict[s
 
 
 def accuracy_interval(
-    reward: Iterable[Sequence[float]], ranks: Sequence[Sequence[int]], samples: int = 2000, seed: int = 0
+    reward: Iterable[Sequence[float]], ranks: Sequence[Sequence[int]]
 ) -> tuple[float, float]:
-    """95 % bootstrap interval of the pair accuracy, drawing whole prompts: pairs of one prompt are not
-    independent."""
+    """95 % bootstrap interval of the pair accuracy; whole prompts are drawn, their pairs go together."""
     right, count = [], []
     for scores, group in zip(reward, ranks, strict=True):
         pairs = algo.ranked_pairs([group])
         s = torch.tensor(scores)
         right.append(algo.accuracy(s[list(pairs.better)] - s[list(pairs.worse)]) * len(pairs.better))
         count.append(float(len(pairs.better)))
-    drawn = torch.randint(len(right), (samples, len(right)), generator=torch.Generator().manual_seed(seed))
-    share = torch.tensor(right)[drawn].sum(1) / torch.tensor(count)[drawn].sum(1)
-    low, high = torch.quantile(share, torch.tensor([0.025, 0.975])).tolist()
-    return low, high
+    found = bootstrap(right, count)
+    return found.low, found.high
