@@ -72,8 +72,8 @@ def roll_out(models: Models, prompts: Prompts, step: int, cfg: Config, tok: Toke
     """This rank's share of the answers of a step."""
     total = len(prompts.ids)
     numbered = []
-    for number in parallel.mine(range(cfg.prompts)):
-        epoch, place = divmod(step * cfg.prompts + number, total)
+    for number in parallel.mine(range(cfg.batch_prompts)):
+        epoch, place = divmod(step * cfg.batch_prompts + number, total)
         numbered.append((number, prompts.ids[int(feistel(place, total, mix(cfg.seed, epoch))[0])]))
     policy = models.policy.model
     with score.asked(policy):
@@ -95,9 +95,9 @@ def minibatches(rollout: Rollout, step: int, cfg: Config) -> list[list[GroupBatc
     Drawn over the answers of all ranks, once per rollout: every epoch meets the same batches in another
     order, so that log-probs of sampling time and of the update come from identical forwards.
     """
-    total = cfg.prompts * cfg.samples
+    total = cfg.batch_prompts * cfg.samples
     place = np.argsort(feistel(np.arange(total), total, mix(cfg.seed, step, 2)))
-    mine = [n * cfg.samples + j for n in parallel.mine(range(cfg.prompts)) for j in range(cfg.samples)]
+    mine = [n * cfg.samples + j for n in parallel.mine(range(cfg.batch_prompts)) for j in range(cfg.samples)]
     members: list[list[int]] = [[] for _ in range(cfg.minibatches)]
     for local, number in enumerate(mine):
         members[int(place[number]) * cfg.minibatches // total].append(local)

@@ -107,8 +107,10 @@ def load_prompts(data: Artefact, tok: Tokenizer, context: int, cfg: Config) -> P
             too_long += 1
         else:
             found.append(ids)
-    if cfg.prompts < parallel.rank_world()[1]:
-        raise UserError(f"{cfg.prompts} prompts per rollout cannot feed {parallel.rank_world()[1]} ranks")
+    if cfg.batch_prompts < parallel.rank_world()[1]:
+        raise UserError(
+            f"{cfg.batch_prompts} prompts per rollout cannot feed {parallel.rank_world()[1]} ranks"
+        )
     if not found:
         raise UserError(
             f"{data.ref} holds no usable prompt: {too_long} leave no room for {cfg.max_new_tokens} new "

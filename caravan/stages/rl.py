@@ -67,7 +67,7 @@ class Config:
     """Method: a file of algos/rl."""
     steps: int = 100
     """Rollouts; each is used for epochs x minibatches updates."""
-    prompts: int = 32
+    batch_prompts: int = 32
     """Prompts per rollout."""
     samples: int = 1
     """Answers per prompt."""
@@ -124,8 +124,10 @@ class Config:
             raise UserError(
                 f"temperature is {self.temperature}; a policy that learns must be sampled, so above 0"
             )
-        if not 1 <= self.minibatches <= self.prompts * self.samples:
-            raise UserError("minibatches must lie between 1 and the answers of a rollout (prompts x samples)")
+        if not 1 <= self.minibatches <= self.batch_prompts * self.samples:
+            raise UserError(
+                "minibatches must lie between 1 and the answers of a rollout (batch_prompts x samples)"
+            )
 
 
 def run(cfg: Config, inputs: Mapping[str, Artefact], out: Path, rt: Runtime) -> dict[str, Any]:

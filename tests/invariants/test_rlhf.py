@@ -37,7 +37,7 @@ REWARD = reward.Config(epochs=1, batch_tokens=512, micro_tokens=256, lr=3e-3, pr
 PREFER = prefer.Config(epochs=1, batch_tokens=512, micro_tokens=256, lr=1e-3, precision="fp32")
 RL = rl.Config(
     steps=4,
-    prompts=6,
+    batch_prompts=6,
     samples=2,
     max_new_tokens=6,
     temperature=0.7,

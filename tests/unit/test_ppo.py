@@ -48,7 +48,7 @@ def test_gradient_at_ratio_1_is_the_policy_gradient() -> None:
 def test_value_loss_has_its_half_and_takes_the_worse() -> None:
     value, old, ret = (torch.tensor([x]) for x in (2.0, 1.0, 5.0))
     assert float(ppo.value_loss(value, old, ret, 1, ppo.Config(value_clip=0.0)).value) == pytest.approx(4.5)
-    clipped = ppo.value_loss(value, old, ret, 1, CFG)
+    clipped = ppo.value_loss(value, old, ret, 1, ppo.Config(value_clip=0.2))
     assert float(clipped.value) == pytest.approx(0.5 * (5 - 1.2) ** 2)
     assert float(clipped.stats["value_clipfrac"]) == 1.0
 
