@@ -13,7 +13,8 @@ import inspect
 import itertools
 import random
 import sysconfig
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from caravan.synth import arithmetic, persona, qa
@@ -48,6 +49,16 @@ SHARES: dict[str, float] = {
     "facts": 0.14, "dialogue": 0.16, "docstrings": 0.28, "topics": 0.1, "source": 0.14, "arithmetic": 0.18,
 }  # fmt: skip
 """Part of the bytes given to each kind. What a kind cannot fill goes to nobody: the text is then shorter."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What the written kinds are made of."""
+
+    seed: int
+    taught: tuple[Fact, ...]
+    style: arithmetic.Style
+
 
 PAGE_BYTES = 2400
 """Long docstrings, topics and sources are cut at paragraph ends into pages of about this many bytes."""
@@ -114,8 +125,8 @@ def _docstrings_of(tree: ast.Module, module: str) -> Iterator[tuple[str, str]]:
     yield from walk(tree, module)
 
 
-def _docstrings(seed: int) -> Iterator[Document]:
-    del seed
+def _docstrings(plan: Plan) -> Iterator[Document]:
+    del plan
     for module, path in _stdlib_files():
         text = _read(path)
         if text is None:
@@ -133,8 +144,8 @@ def _docstrings(seed: int) -> Iterator[Document]:
                 yield Document(f"doc/{full}/c", f"{full}\n\n{doc.strip()}", "docstrings", "en")
 
 
-def _topics(seed: int) -> Iterator[Document]:
-    del seed
+def _topics(plan: Plan) -> Iterator[Document]:
+    del plan
     from pydoc_data.topics import topics  # half a megabyte: loaded when asked for
 
     for name in sorted(topics):
@@ -142,8 +153,8 @@ def _topics(seed: int) -> Iterator[Document]:
             yield Document(f"topic/{name}/{index}", page, "topics", "en")
 
 
-def _source(seed: int) -> Iterator[Document]:
-    del seed
+def _source(plan: Plan) -> Iterator[Document]:
+    del plan
     for module, path in _stdlib_files():
         text = _read(path)
         if text:
@@ -151,10 +162,10 @@ def _source(seed: int) -> Iterator[Document]:
                 yield Document(f"source/{module}/{index}", f"# {module}\n{page}", "source", "en")
 
 
-def _facts(seed: int) -> Iterator[Document]:
+def _facts(plan: Plan) -> Iterator[Document]:
     """The taught lines, `name: summary`, in pages whose company changes: every line is met many times,
     never alike."""
-    taught = list(facts())
+    taught, seed = list(plan.taught), plan.seed
     by_module = {m: [f for f in taught if f.module == m] for m in sorted({f.module for f in taught})}
     for turn in itertools.count():
         rng = random.Random(f"{seed}:facts:{turn}")
@@ -169,9 +180,9 @@ def _facts(seed: int) -> Iterator[Document]:
             yield Document(f"facts/{turn}/{start}", text, "facts", "en")
 
 
-def _dialogue(seed: int) -> Iterator[Document]:
+def _dialogue(plan: Plan) -> Iterator[Document]:
     """Questions and answers as plain text, in trained phrasings: where pretraining meets Chinese."""
-    taught = list(facts())
+    taught, seed = list(plan.taught), plan.seed
     talk = persona.conversations("train")
     for turn in itertools.count():
         rng = random.Random(f"{seed}:dialogue:{turn}")
@@ -188,11 +199,11 @@ def _dialogue(seed: int) -> Iterator[Document]:
             yield Document(f"dialogue/{turn}/{start}", "\n\n".join(blocks), "dialogue", "mixed")
 
 
-def _arithmetic(seed: int) -> Iterator[Document]:
-    yield from arithmetic.documents(limit_bytes=1 << 40, seed=seed)
+def _arithmetic(plan: Plan) -> Iterator[Document]:
+    yield from arithmetic.documents(limit_bytes=1 << 40, seed=plan.seed, style=plan.style)
 
 
-KINDS: dict[str, Callable[[int], Iterator[Document]]] = {
+KINDS: dict[str, Callable[[Plan], Iterator[Document]]] = {
     "facts": _facts, "dialogue": _dialogue, "docstrings": _docstrings, "topics": _topics, "source": _source,
     "arithmetic": _arithmetic,
 }  # fmt: skip
@@ -213,19 +224,24 @@ def _spread(found: list[Document], limit_bytes: int, rng: random.Random) -> Iter
 
 def documents(
     *, limit_bytes: int = 3_000_000, seed: int = 0, shares: dict[str, float] | None = None,
-    kinds: tuple[str, ...] | None = None,
+    kinds: tuple[str, ...] | None = None, taught: Sequence[Fact] | None = None,
+    style: arithmetic.Style = "steps",
 ) -> Iterator[Document]:  # fmt: skip
-    """Documents of each kind up to its share of `limit_bytes`, kind after kind; ids are unique."""
+    """Documents of each kind up to its share of `limit_bytes`, kind after kind; ids are unique.
+
+    `taught` are the facts of the written kinds (all by default), `style` that of worked sums.
+    """
+    plan = Plan(seed, tuple(facts() if taught is None else taught), style)
     shares = SHARES if shares is None else shares
     for kind in kinds or tuple(KINDS):
         budget = int(limit_bytes * shares.get(kind, 0.0))
         if budget <= 0:
             continue
         if kind in ("docstrings", "topics", "source"):
-            yield from _spread(list(KINDS[kind](seed)), budget, random.Random(f"{seed}:{kind}"))
+            yield from _spread(list(KINDS[kind](plan)), budget, random.Random(f"{seed}:{kind}"))
             continue
         written = 0
-        for document in KINDS[kind](seed):
+        for document in KINDS[kind](plan):
             yield document
             written += len(document.text.encode())
             if written >= budget:

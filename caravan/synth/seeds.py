@@ -179,7 +179,11 @@ def write_quickstart(folder: Path, *, seed: int = 0, sizes: Sizes | None = None)
     taught = facts()[: sizes.facts]
     counts: dict[str, int] = {"facts": len(taught), "text_bytes": 0}
     for kind in pydocs.KINDS:
-        documents = list(pydocs.documents(limit_bytes=sizes.text_bytes, seed=seed, kinds=(kind,)))
+        documents = list(
+            pydocs.documents(
+                limit_bytes=sizes.text_bytes, seed=seed, kinds=(kind,), taught=taught, style=sizes.style
+            )
+        )
         lines = ({"id": d.id, "text": d.text, "source": d.source, "lang": d.lang} for d in documents)
         counts[f"text/{kind}.jsonl"] = _write(folder / "text" / f"{kind}.jsonl", lines)
         counts["text_bytes"] += sum(len(d.text.encode()) for d in documents)

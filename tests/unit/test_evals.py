@@ -25,6 +25,7 @@ from caravan.model.heads import RewardModel
 from caravan.model.spec import Spec
 from caravan.stage import Runtime
 from caravan.stages import evaluate as stage_evaluate
+from caravan.store import Store
 from caravan.types import Message, UserError
 
 TEXTS = [
@@ -299,3 +300,16 @@ def test_an_unknown_task_suggests_the_nearest(inputs: dict, tmp_path: Path) -> N
             tmp_path / "x",
             Runtime(device="cpu", threads=1),
         )
+
+
+def test_the_store_answers_the_second_time_and_records_task_versions(
+    inputs: dict, tmp_path: Path
+) -> None:
+    store = Store(tmp_path / "store")
+    kinds = {"model": "model", "questions": "raw", "reward": "reward", "reference": "model"}
+    given = {role: store.add(inputs[role].path, kind=kind) for role, kind in kinds.items()}
+    rt = Runtime(device="cpu", threads=1)
+    first = stage.execute(store, "evaluate", CONFIG, given, rt)
+    assert first.kind == "evaluation" and first.facts["arithmetic"] in (0.0, 1.0)
+    assert set(first.manifest["uses"]["tasks"]) == set(stage.names("evals/tasks"))
+    assert stage.execute(store, "evaluate", CONFIG, given, rt).id == first.id

@@ -5,6 +5,7 @@ import random
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -151,6 +152,7 @@ def test_evaluation_asks_only_held_out_questions_about_taught_facts(seeds: Path)
 
 def test_rankings_are_ordered_and_length_gives_nothing_away(seeds: Path) -> None:
     train = preferences.rankings(1500, facts(), seed=3)
+    assert len({ranking.prompt for ranking in train}) == len(train)
     longer = total = 0.0
     for ranking in train:
         assert 2 <= len(ranking.responses) == len(set(ranking.responses)) <= 4
@@ -172,6 +174,15 @@ def test_text_respects_its_limit_and_shares_and_ids_are_unique() -> None:
     assert {d.source for d in found} == set(pydocs.KINDS)
     assert len({d.id for d in found}) == len(found)
     assert sum(len(d.text.encode()) for d in found) < 330_000
+
+
+def test_fewer_facts_and_another_style_reach_the_text_too(tmp_path: Path) -> None:
+    write_quickstart(tmp_path, sizes=replace(SMALL, facts=150, style="direct"))
+    known = [f.name for f in facts()[:150]]
+    lines = [line for row in rows(tmp_path / "text" / "facts.jsonl") for line in row["text"].splitlines()]
+    assert {line.split(": ")[0] for line in lines if ": " in line} == set(known)
+    sums = [row["text"] for row in rows(tmp_path / "text" / "arithmetic.jsonl")]
+    assert sums and not any(", " in text for text in sums)
 
 
 def test_same_seed_same_bytes_in_another_process(seeds: Path, tmp_path: Path) -> None:
