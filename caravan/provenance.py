@@ -6,11 +6,8 @@ import contextlib
 import functools
 import hashlib
 import os
-import platform
 import resource
-import subprocess
 import sys
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +29,8 @@ LIBRARIES = (
 @functools.cache
 def libraries() -> dict[str, str]:
     """Installed versions of what the results can depend on."""
+    from importlib import metadata
+
     found = {}
     for name in LIBRARIES:
         with contextlib.suppress(metadata.PackageNotFoundError):
@@ -47,7 +46,7 @@ def code() -> dict[str, str]:
     # A package installed below somebody else's repository must not report that repository's commit.
     if not (package.parent / ".git").exists():
         return found
-    with contextlib.suppress(OSError, subprocess.SubprocessError):
+    with contextlib.suppress(OSError, ValueError):
         found["commit"] = _git(package.parent, "rev-parse", "HEAD").decode().strip()
         change = hashlib.sha256(diff := _git(package.parent, "diff", "HEAD", "--", "caravan"))
         loose = _git(package.parent, "ls-files", "-z", "--others", "--exclude-standard", "--", "caravan")
@@ -64,6 +63,8 @@ def code() -> dict[str, str]:
 @functools.cache
 def machine() -> dict[str, Any]:
     """Name, system, processor, cores, memory; accelerators when torch has been loaded by the stage."""
+    import platform
+
     pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return {
         "system": platform.platform(),
@@ -114,9 +115,13 @@ def _processor() -> str:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
+    import platform
+
     return platform.processor() or platform.machine()
 
 
 def _git(folder: Path, *words: str) -> bytes:
+    import subprocess
+
     done = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, check=True, timeout=20)
     return done.stdout

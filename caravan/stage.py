@@ -35,6 +35,12 @@ from caravan.store import Artefact, Store, digest
 from caravan.types import UserError
 
 PACKAGE = Path(__file__).parent
+ROAD = (
+    *("corpus", "tokenizer", "shards", "pretrain", "conversations", "sft"),
+    *("preferences", "reward", "rl", "prefer", "evaluate", "quantize"),
+)
+"""The stages in the order of the journey; others come after them."""
+_DOC = re.compile(r'(?:\s*#[^\n]*\n)*\s*r?("""|"|\'\'\'|\')(.*?)(?<!\\)\1', re.DOTALL)
 _CLOCK = re.compile(r"(^|_)(seconds?|time|timestamp|elapsed|per_second|memory|mfu)(_|$)")
 
 
@@ -95,6 +101,12 @@ def names(folder: str) -> list[str]:
     return sorted(p.stem for p in (PACKAGE / folder).glob("*.py") if not p.stem.startswith("_"))
 
 
+def road() -> list[str]:
+    """Every stage there is, in the order of the journey."""
+    there = names("stages")
+    return [n for n in ROAD if n in there] + [n for n in there if n not in ROAD]
+
+
 def source(folder: str, name: str) -> Path:
     """The file of a registry module or of a dotted one; UserError with the nearest name if there is none."""
     if "." in name:
@@ -128,9 +140,9 @@ def literal(path: Path, name: str) -> Any:
 
 
 def summary(path: Path) -> str:
-    """First line of a module's docstring, read without importing."""
-    doc = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
-    return doc.strip().splitlines()[0] if doc else ""
+    """First paragraph of a module's docstring on one line, read without importing or parsing."""
+    found = _DOC.match(path.read_text(encoding="utf-8"))
+    return " ".join(found[2].strip().split("\n\n")[0].split()) if found else ""
 
 
 def kinds(spec: str) -> tuple[str, ...]:
@@ -258,11 +270,11 @@ def how(spec: str) -> str:
         if kind == "raw":
             ways.append("give a file or a folder")
             continue
-        makers = [n for n in names("stages") if literal(source("stages", n), "OUTPUT") == kind]
+        makers = [f"`caravan {n}`" for n in road() if literal(source("stages", n), "OUTPUT") == kind]
         if makers:
-            ways.append("make one with " + " or ".join(f"`caravan {n}`" for n in makers))
+            ways.append("made by " + " or ".join(filter(None, [", ".join(makers[:-1]), makers[-1]])))
         if kind in ("model", "reward"):
-            ways.append("give a checkpoint folder or hf:ORG/NAME")
+            ways.append("a checkpoint folder or hf:ORG/NAME will do")
     return "; ".join(dict.fromkeys(ways)) or "`caravan ls` shows what is there"
 
 

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import os
 import sys
-import time
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,8 +25,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {err}", file=sys.stderr)
         if err.hint:
             print(f"hint: {err.hint}", file=sys.stderr)
-        if os.environ.get("CARAVAN_DEBUG"):
-            traceback.print_exc()
+        if os.environ.get("CARAVAN_DEBUG") and err.__cause__:
+            print(f"cause: {err.__cause__!r}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:
         where = f" {stop.args[0]}" if stop.args else ""
@@ -85,6 +83,8 @@ def _short(err: BaseException) -> str:
 
 def _save_trace(argv: list[str]) -> Path:
     import tempfile
+    import time
+    import traceback
 
     text = f"caravan {' '.join(argv)}\n\n{traceback.format_exc()}"
     path = Path(tempfile.gettempdir()) / f"caravan-error-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.txt"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import operator
 import shutil
 import textwrap
 from collections.abc import Iterator
@@ -13,10 +14,6 @@ from caravan import stage
 from caravan.config import docs_in, nearest
 from caravan.types import UserError
 
-ROAD = (
-    *("corpus", "tokenizer", "shards", "pretrain", "conversations", "sft"),
-    *("preferences", "reward", "rl", "prefer", "evaluate", "quantize"),
-)
 PROGRAMS = {
     "quickstart": "recipes/quickstart.py",
     "serve": "serve/run.py",
@@ -49,6 +46,9 @@ RUNTIME = {
 }
 
 
+_SUMS = {ast.LShift: operator.lshift, ast.Mult: operator.mul, ast.Add: operator.add, ast.Sub: operator.sub}
+
+
 @dataclass(frozen=True)
 class Setting:
     """One flag of a Config, as its source says it."""
@@ -78,13 +78,11 @@ def file_of(command: str) -> Path:
 
 def overview() -> str:
     """All commands, the road in order."""
-    there = stage.names("stages")
-    road = [n for n in ROAD if n in there] + [n for n in there if n not in ROAD]
     programs = {c: stage.PACKAGE / f for c, f in PROGRAMS.items() if (stage.PACKAGE / f).exists()}
     text = ["caravan: from raw text to your own ChatGPT, stage by stage.", ""]
     text += ["usage: caravan COMMAND [--flag value ...]     caravan COMMAND --help explains every flag", ""]
     text += ["the road, in order"]
-    text += [_row(n, stage.summary(stage.source("stages", n))) for n in road]
+    text += [_row(n, stage.summary(stage.source("stages", n))) for n in stage.road()]
     text += ["", "programs"] + [_row(c, stage.summary(f)) for c, f in programs.items()]
     text += ["", "the store"] + [_row(c, doc) for c, (_, doc) in SHOWING.items()]
     text += ["", "Results (references such as model/1a2b3c4d5e6f) go to stdout, words to stderr."]
@@ -150,8 +148,8 @@ def settings(path: Path, name: str, prefix: str = "", given: ast.expr | None = N
         if inner and _is_dataclass(*inner):
             yield from settings(*inner, f"{prefix}{field}.", default)
             continue
-        hint = ast.unparse(node.annotation).replace("Literal", "").strip("[]") if not inner else ""
-        yield Setting(prefix + field, hint.replace("'", ""), _show(default, path), docs.get(field, ""))
+        hint = ", ".join(_hint(o, path, tree) for o in options)
+        yield Setting(prefix + field, hint, _show(default, path), docs.get(field, ""))
 
 
 def _find_class(path: Path, tree: ast.Module, node: ast.expr) -> tuple[Path, str] | None:
@@ -231,8 +229,39 @@ def _show(node: ast.expr | None, path: Path) -> str | None:
         return repr(value)
     if isinstance(node, ast.Tuple):
         return " ".join(ast.unparse(e).strip("'") for e in node.elts) or "none"
+    if isinstance(node, ast.BinOp) and type(node.op) in _SUMS:  # 16 << 20
+        sides = [_show(side, path) for side in (node.left, node.right)]
+        if all(side and side.isdecimal() for side in sides):
+            return str(_SUMS[type(node.op)](*(int(side) for side in sides if side)))
     text = ast.unparse(node)
-    return text.strip("'") or "''"
+    return "none" if text == "None" else text.strip("'") or "''"
+
+
+def _hint(node: ast.expr, path: Path, tree: ast.Module) -> str:
+    """A type as a reader of flags wants it: the choices of a Literal, `a b ...` for a sequence."""
+    if isinstance(node, ast.Name):
+        node = _defined(path, tree, node.id) or node
+    elif isinstance(node, ast.Attribute) and (found := _find_class(path, tree, node)):
+        node = _defined(found[0], ast.parse(found[0].read_text(encoding="utf-8")), found[1]) or node
+    if isinstance(node, ast.Subscript) and ast.unparse(node.value).endswith("Literal"):
+        items = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
+        return "|".join(ast.unparse(i).strip("'") for i in items)
+    if isinstance(node, ast.Subscript) and ast.unparse(node.value) in ("tuple", "list", "Sequence"):
+        items = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
+        return " ".join(ast.unparse(i) for i in items)
+    return ast.unparse(node).lower() if isinstance(node, ast.Constant) else ast.unparse(node)
+
+
+def _defined(path: Path, tree: ast.Module, name: str) -> ast.expr | None:
+    """What a type alias stands for, here or where it is imported from."""
+    for n in tree.body:
+        if isinstance(n, ast.Assign) and any(isinstance(t, ast.Name) and t.id == name for t in n.targets):
+            return n.value
+        if isinstance(n, ast.ImportFrom) and any((a.asname or a.name) == name for a in n.names):
+            original = next(a.name for a in n.names if (a.asname or a.name) == name)
+            if file := _module(path, n.module, n.level):
+                return _defined(file, ast.parse(file.read_text(encoding="utf-8")), original)
+    return None
 
 
 def _dashed(flag: str) -> str:

@@ -121,6 +121,12 @@ def test_run_flags_change_no_answer(run: Run, tmp_path: Path) -> None:
     assert runtime == {"device": "cpu", "threads": 2, "save_seconds": 0.5, "save_steps": 3, "strict": True}
 
 
+def test_only_the_first_of_several_ranks_speaks(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    assert run(COUNT, "--raw", "text.txt", "--name", "mine").out == ""
+    assert not Store().names()
+
+
 def test_output_copies_the_folder_out(run: Run, tmp_path: Path) -> None:
     ref = run(COUNT, "--raw", "text.txt", "--output", "out/here").ref
     there = tmp_path / "out" / "here"
@@ -180,7 +186,12 @@ def test_help_of_a_stage_explains_every_flag(run: Run) -> None:
     assert "Added to each count. (default: 0.25)" in text, (
         "the default of the parent, not of the nested class"
     )
-    assert "--limit int | None" in text and "add, none" in text and "raw or corpus (optional)" in text
+    assert (
+        "--limit int, none" in text
+        and "add|none" in text
+        and "--words str ..." in text
+        and "raw or corpus (optional)" in text
+    )
     assert "--output DIR" in text and text.startswith("usage: caravan tiny.counting --raw REF")
     assert run("help", COUNT).out == text
     assert {s.flag for s in pages.settings(Path(counting.__file__), "Config")} == {

@@ -73,6 +73,7 @@ def test_add_takes_the_id_of_what_it_copied(
     monkeypatch.setattr(shutil, "copyfile", edited_meanwhile)
     art = store.add(source)
     assert (art / "a.txt").read_text() == "after"
+    assert art.manifest["asked"]["files"] == {"a.txt": art.manifest["files"]["a.txt"]["sha256"]}
     assert not store.verify(art)
     assert Store(tmp_path / "other").add(source).id == art.id
 
@@ -292,6 +293,15 @@ def test_references_that_are_none(store: Store, ref: str) -> None:
     make(store, "text")
     with pytest.raises(UserError, match=r"is no reference|there is no"):
         store.open(ref)
+
+
+def test_a_reference_cannot_climb_out_of_the_artefacts(store: Store) -> None:
+    planted = store.root / ("abcd" + "0" * 60)
+    planted.mkdir(parents=True)
+    (store.root / "artefacts").mkdir()
+    (planted / "manifest.json").write_text(json.dumps({"id": planted.name, "kind": "model"}))
+    with pytest.raises(UserError, match="is no reference"):
+        store.open("../abcd")
 
 
 def test_names_move_and_keep_their_history(store: Store) -> None:
