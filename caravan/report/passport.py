@@ -180,20 +180,29 @@ def _cell(value: Any) -> dict[str, Any]:
     """Text, interval and judgement of one cell."""
     if not isinstance(value, Mapping):
         return {"text": _plain(value), "interval": "", "note": "", "better": None}
-    interval = ""
-    if value.get("low") is not None and value.get("high") is not None:
-        interval = f"{_plain(value['low'])} to {_plain(value['high'])}"
+    form = str(value.get("format", ""))
     note = f"n = {value['n']}" if value.get("n") else ""
-    if isinstance(value.get("difference"), Mapping):
-        found = _cell(value["difference"])
-        sign = "+" if not found["text"].startswith("-") else ""
-        note = f"{sign}{found['text']} ({found['interval']})" if found["interval"] else sign + found["text"]
-    return {
-        "text": _plain(value.get("value")),
-        "interval": interval,
-        "note": note,
-        "better": value.get("better"),
-    }
+    change = value.get("difference")
+    if isinstance(change, Mapping):
+        note = _number(change.get("value"), form, signed=True)
+        if interval := _interval(change, form, signed=True):
+            note += f" ({interval})"
+    text = _number(value.get("value"), form)
+    return {"text": text, "interval": _interval(value, form), "note": note, "better": value.get("better")}
+
+
+def _interval(value: Mapping[str, Any], form: str, signed: bool = False) -> str:
+    if value.get("low") is None or value.get("high") is None:
+        return ""
+    return f"{_number(value['low'], form, signed)} to {_number(value['high'], form, signed)}"
+
+
+def _number(value: Any, form: str, signed: bool = False) -> str:
+    """By the cell's own format where it has one, like `{:.1%}`."""
+    if form and isinstance(value, int | float):
+        return (form.replace("{:", "{:+") if signed else form).format(value)
+    text = _plain(value)
+    return f"+{text}" if signed and isinstance(value, int | float) and value >= 0 else text
 
 
 def _plain(value: Any) -> str:

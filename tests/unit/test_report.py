@@ -194,9 +194,18 @@ def test_a_table_is_shown_as_given(made: tuple[Store, list[Artefact]], tmp_path:
     store, road = made
     cell = {"value": 0.81, "low": 0.75, "high": 0.86, "better": True}
     cell["difference"] = {"value": 0.2, "low": 0.1, "high": 0.3}
-    table = [{"model": "sft", "right": 0.61}, {"model": EVIL, "right": cell, "kl": None}]
+    table = [
+        {"model": "sft", "right": {"value": 0.615, "format": "{:.1%}"}},
+        {"model": EVIL, "right": cell, "kl": None},
+    ]
     text = passport.build(store, road, table, tmp_path / "r.html").read_text()
-    assert "0.75 to 0.86" in text and "+0.2 (0.1 to 0.3)" in text and "better" in text and EVIL not in text
+    assert (
+        "0.75 to 0.86" in text
+        and "+0.2 (+0.1 to +0.3)" in text
+        and "61.5%" in text
+        and "better" in text
+        and EVIL not in text
+    )
 
 
 def test_samples_follow_the_road(made: tuple[Store, list[Artefact]]) -> None:
