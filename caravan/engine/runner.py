@@ -180,14 +180,14 @@ class StepAttention:
         return out_NHE
 
     def _write(self, kv: Tensor, k_NKE: Tensor, v_NKE: Tensor) -> None:
-        _, _, K, C, E = kv.shape
+        _, _, K, C, _ = kv.shape
         cells = self._cells.get(K)
         if cells is None:
             head_K = torch.arange(K, device=self.device)
             cells = ((self.lane_N[:, None] * K + head_K) * C + self.pos_N[:, None]).flatten()
             self._cells[K] = cells
-        kv[0].view(-1, E).index_copy_(0, cells, k_NKE.to(kv.dtype).reshape(-1, E))
-        kv[1].view(-1, E).index_copy_(0, cells, v_NKE.to(kv.dtype).reshape(-1, E))
+        for rows, new_NKE in zip(kv.flatten(1, 3).unbind(), (k_NKE, v_NKE), strict=True):
+            rows.index_copy_(0, cells, new_NKE.to(kv.dtype).flatten(0, 1))
 
     def _attend_singles(self, kv: Tensor, q_MHE: Tensor, scale: float) -> Tensor:
         """One query per sequence: the G heads that share keys are the rows of one small product."""

@@ -41,7 +41,8 @@ def test_inverse_cdf_is_monotone_and_exact_at_the_edges() -> None:
         (0.875, 599),
     ]:
         assert draw_index(weight, torch.tensor([u], dtype=torch.float64)).item() == want, u
-    assert draw_index(weight, torch.tensor([1 - 2**-53], dtype=torch.float64)).item() == 599
+    for u in (1 - 2**-53, 1.0):
+        assert draw_index(weight, torch.tensor([u], dtype=torch.float64)).item() == 599
 
 
 def test_forbidden_first_and_last_tokens_are_never_drawn() -> None:
