@@ -1,10 +1,10 @@
 """Cleaning one text, and the rules that turn a text down.
 
-Repetition: Rae et al. 2021 (Gopher), table A1, counted as RedPajama-v2 does: every word inside any repeated
-n-gram, both copies, each word once, over the sum of word lengths; the most frequent n-gram counts if it occurs
-twice. The limits were found on web pages, so a longer text is judged page by page. Left out: the rules that
-suit English web pages alone (stop words, end marks), and all of them for source code. For scripts written
-without spaces only whole lines are compared.
+Repetition: Rae et al. 2021 (Gopher), table A1. Of repeated n-grams, later copies alone are counted, each word
+once, over the sum of word lengths (first copies too, as RedPajama-v2 has it, turns down technical lists). The
+most frequent n-gram counts if it occurs twice. The limits were found on web pages, so a longer text is judged
+page by page. Left out: the rules that suit English web pages alone (stop words, end marks), and all of them
+for source code. For scripts written without spaces only whole lines are compared.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ WORD = re.compile(r"\w+")
 TOP = {2: 0.20, 3: 0.18, 4: 0.16}
 """Share of characters that the most frequent n-gram may cover."""
 REPEATED = {5: 0.15, 6: 0.14, 7: 0.13, 8: 0.12, 9: 0.11, 10: 0.10}
-"""Share of characters inside repeated n-grams."""
+"""Share of characters inside n-grams that came before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +159,7 @@ def _ngrams(words: Sequence[str], hashes_n: np.ndarray, least: int = 50) -> Reje
                     "repeated_ngrams", f"one {n}-gram covers {covered / total:.0%} (limit {TOP[n]:.0%})"
                 )
         elif n in REPEATED:
-            starts = np.flatnonzero(counts[place] > 1)
+            starts = np.flatnonzero(first[place] != np.arange(len(grams)))
             edge = np.zeros(len(words) + 1, np.int64)
             np.add.at(edge, starts, 1)
             np.add.at(edge, starts + n, -1)

@@ -44,11 +44,16 @@ CONVERSATIONS = {
         (S("Be."), U("q"), A("a")),
     ),
     "openai": (
-        {"messages": [{"role": "user", "content": [{"type": "text", "text": "q"}]}, {"role": "assistant", "content": "a"}]},
+        {
+            "messages": [
+                {"role": "user", "content": [{"type": "text", "text": "q"}]},
+                {"role": "assistant", "content": "a"},
+            ]
+        },
         (U("q"), A("a")),
     ),
     "kto": (
-        {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}], "label": True},
+        {"messages": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}], "label": True},
         (U("q"), A("a")),
     ),
     "completion": ({"prompt": "q", "completion": "a\n<|endoftext|>"}, (U("q"), A("a"))),
@@ -112,7 +117,8 @@ def test_preference_formats(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize(
     "row",
     [
-        {"prompt": [{"role": "user", "content": "q"}], "chosen": {"role": "assistant", "content": "g"}, "rejected": "b"},
+        {"prompt": [{"role": "user", "content": "q"}], "rejected": "b",
+         "chosen": {"role": "assistant", "content": "g"}},
         {"conversations": [{"from": "human", "value": "q"}], "chosen": {"from": "gpt", "value": "g"},
          "rejected": {"from": "gpt", "value": "b"}},
         {"chosen": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "g"}],
@@ -180,7 +186,8 @@ def test_damaged_packing_is_named(tmp_path: Path) -> None:
 
 def test_bad_lines_are_named_and_the_rest_goes_on(tmp_path: Path) -> None:
     (tmp_path / "x.jsonl").write_bytes(
-        b'\xef\xbb\xbf{"instruction": "a", "output": "b"}\n{broken\n\n[1]\n{"instruction": 5, "output": "b"}\n'
+        b'\xef\xbb\xbf{"instruction": "a", "output": "b"}\n{broken\n\n[1]\n'
+        b'{"instruction": 5, "output": "b"}\n'
         b'{"instruction": "\xff", "output": "b"}\n{"instruction": "\\ud800", "output": "b"}\n'
         b'{"instruction": "c", "output": "d"}'
     )
@@ -214,7 +221,11 @@ def test_json_arrays_and_parquet(tmp_path: Path) -> None:
     (tmp_path / "e.parquet").write_bytes(b"PAR1 not really")
     values, problems, chosen = read(tmp_path, "conversations")
     assert len(values) == 15 and len(chosen) == 3
-    assert [(p.path.name, p.place) for p in problems] == [("a.json", "record 6"), ("d.json", ""), ("e.parquet", "")]
+    assert [(p.path.name, p.place) for p in problems] == [
+        ("a.json", "record 6"),
+        ("d.json", ""),
+        ("e.parquet", ""),
+    ]
 
 
 def test_text_files(tmp_path: Path) -> None:
@@ -285,13 +296,14 @@ def test_unreadable_folder_error_is_ours(tmp_path: Path, monkeypatch) -> None:
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr(os, "scandir", scandir)
-    with pytest.raises(UserError, match="cannot read .*Permission denied"):
+    with pytest.raises(UserError, match=r"cannot read .*Permission denied"):
         formats.files(tmp_path, lambda p: None)
 
 
-KEYS = ["text", "instruction", "input", "output", "history", "system", "conversations", "messages", "label", "tools",
-        "prompt", "completion", "chosen", "rejected", "responses", "ranks", "scores", "from", "value", "role",
-        "content", "replies", "id", "split", "source"]  # fmt: skip
+KEYS = (
+    "text instruction input output history system conversations messages label tools prompt completion chosen "
+    "rejected responses ranks scores from value role content replies id split source"
+).split()
 WORDS = ["", "x", "user", "human", "gpt", "assistant", "system", "\n\nHuman: q\n\nAssistant: a"]
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers(-3, 3) | st.sampled_from(WORDS),

@@ -34,14 +34,15 @@ sizes = st.lists(st.integers(2, 30), min_size=2, max_size=20)
 def test_rows_predict_the_next_token_of_the_document(docs, length, batch, micro, seed) -> None:
     shards = toy_shards(docs)
     loader = PretrainLoader(shards, batch, length, seed)
-    last_of_document = set(int(e) for e in shards.ends)
+    last_of_document = {int(e) for e in shards.ends}
     for step in (0, 3):
         batches = loader.micro_batches(step, micro)
         for b in batches:
             assert sum(b.lengths) == len(b.ids_N) <= max(micro, loader.sequence_length)
             assert b.pos_N.tolist() == [i for n in b.lengths for i in range(n)]
-            for token, target, weight in zip(b.ids_N.tolist(), b.targets_N.tolist(), b.weight_N.tolist(), strict=True):
-                assert (target, weight) == ((0, 0.0) if token in last_of_document else (token + 1, 1.0))
+            got = zip(b.ids_N.tolist(), b.targets_N.tolist(), b.weight_N.tolist(), strict=True)
+            for token, *rest in got:
+                assert rest == ([0, 0.0] if token in last_of_document else [token + 1, 1.0])
         assert loader.normaliser(step) == max(1.0, sum(float(b.weight_N.sum()) for b in batches))
 
 
@@ -139,7 +140,9 @@ def test_same_question_same_batch() -> None:
 
 
 @settings(deadline=None)
-@given(st.lists(st.lists(st.integers(2, 9), min_size=2, max_size=4), min_size=1, max_size=20), st.integers(1, 60))
+@given(
+    st.lists(st.lists(st.integers(2, 9), min_size=2, max_size=4), min_size=1, max_size=20), st.integers(1, 60)
+)
 def test_groups_stay_together(groups: list[list[int]], micro: int) -> None:
     data = [examples_of(g) for g in groups]
     loader = RankingLoader(data, 50, seed=1)

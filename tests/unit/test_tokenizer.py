@@ -114,7 +114,7 @@ def test_control_token_not_marked_special_stays_out_of_text(tok: Tokenizer, tmp_
 
 
 def test_missing_or_broken_files_are_named(tmp_path) -> None:
-    with pytest.raises(UserError, match="tokenizer.json is missing"):
+    with pytest.raises(UserError, match=r"tokenizer\.json is missing"):
         Tokenizer.load(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{")
     with pytest.raises(UserError, match="not valid JSON"):
