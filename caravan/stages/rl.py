@@ -111,15 +111,9 @@ class Config:
     """Of prompts, sampling and minibatches."""
 
     def __post_init__(self) -> None:
-        for name, least in (
-            ("steps", 1),
-            ("prompts", 1),
-            ("samples", 1),
-            ("max_new_tokens", 1),
-            ("epochs", 1),
-        ):
-            if getattr(self, name) < least:
-                raise UserError(f"{name} is {getattr(self, name)}; it must be at least {least}")
+        for name in ("steps", "batch_prompts", "samples", "max_new_tokens", "epochs"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if not self.temperature > 0:
             raise UserError(
                 f"temperature is {self.temperature}; a policy that learns must be sampled, so above 0"

@@ -42,8 +42,8 @@ class Config:
     dual_clip: float = 0.0
     """Ceiling factor of the loss where the advantage is negative (3 is usual); 0 switches it off."""
     value_clip: float = 0.5
-    """New values are clipped to the old ones +- this, in units of the score (0.2 is for scores of variance 1); 0
-    switches it off."""
+    """New values are clipped to the old ones +- this, in units of the score (0.2 is for scores of variance
+    1); 0 switches it off."""
     gamma: float = 1.0
     """Discount per token."""
     lam: float = 0.95
