@@ -13,8 +13,8 @@ from typing import Any
 
 from caravan import config, progress, stage
 from caravan.cli.help import PROGRAMS, RUNTIME
-from caravan.cli.refs import resolve
 from caravan.disk import plain_errors
+from caravan.refs import Make, resolve
 from caravan.store import Artefact, Store
 from caravan.types import UserError
 
@@ -36,10 +36,11 @@ def stage_command(name: str, words: Sequence[str]) -> int:
     if "name" in taken:
         store.check_name(taken["name"])
 
-    def make(maker: str, raw: Artefact) -> Artefact:
-        return progress.execute(store, maker, stage.load("stages", maker).Config(), {"raw": raw}, rt)
-
-    inputs = {role: resolve(store, taken[role], spec, make) for role, spec in roles.items() if role in taken}
+    inputs = {
+        role: resolve(store, taken[role], spec, _maker(store, rt))
+        for role, spec in roles.items()
+        if role in taken
+    }
     art = progress.execute(store, name, cfg, inputs, rt)
     if int(os.environ.get("RANK", "0")) > 0:
         return 0  # rank 0 speaks for all
@@ -61,11 +62,8 @@ def program(command: str, words: Sequence[str]) -> int:
     cfg = config.from_flags(module.Config, rest, f"caravan {command}", also=free)
     store, rt = Store(taken.get("store")), runtime(taken)
 
-    def make(maker: str, raw: Artefact) -> Artefact:
-        return progress.execute(store, maker, stage.load("stages", maker).Config(), {"raw": raw}, rt)
-
     def full(text: str) -> str:
-        art = resolve(store, text, "model", make)
+        art = resolve(store, text, "model", _maker(store, rt))
         return f"{art.kind}/{art.id}"
 
     if isinstance(model := getattr(cfg, "model", None), str) and model:
@@ -73,6 +71,15 @@ def program(command: str, words: Sequence[str]) -> int:
     if isinstance(models := getattr(cfg, "models", None), tuple):
         cfg = dc.replace(cfg, models=tuple(full(m) for m in models))
     return int(module.main(cfg, store, rt) or 0)
+
+
+def _maker(store: Store, rt: stage.Runtime) -> Make:
+    """Run a stage on raw data as it is by default."""
+
+    def make(name: str, raw: Artefact) -> Artefact:
+        return progress.execute(store, name, stage.load("stages", name).Config(), {"raw": raw}, rt)
+
+    return make
 
 
 def take(words: Sequence[str], flags: Sequence[str]) -> tuple[dict[str, str], list[str]]:

@@ -23,6 +23,7 @@ GROUPS: tuple[tuple[str, ...], ...] = (
     ("evals", "synth"),
     ("stages",),
     ("serve", "report"),
+    ("refs",),
     ("recipes",),
     ("cli",),
     ("__main__",),
@@ -98,7 +99,9 @@ def test_scheduling_needs_no_torch(name: str) -> None:
     assert not [n for n, _ in imports(PACKAGE / name) if n.split(".")[0] == "torch"]
 
 
-@pytest.mark.parametrize("path", [p for p in FILES if PLACE.get(room(p)) in (0, 9, 10)], ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "path", [p for p in FILES if room(p) in (*GROUPS[0], "refs", "cli", "__main__")], ids=lambda p: p.stem
+)
 def test_the_command_line_starts_light(path: Path) -> None:
     for name, top in imports(path):
         assert not (top and name.split(".")[0] in LIGHT), f"{path.name} imports {name} at its head"

@@ -19,9 +19,8 @@ import pytest
 from tiny import counting
 
 import caravan
-from caravan import cli, stage
+from caravan import cli, refs, stage
 from caravan.cli import help as pages
-from caravan.cli import refs
 from caravan.store import Store
 from caravan.types import UserError
 

@@ -1,0 +1,87 @@
+"""What a user may write where an artefact is wanted: a reference, a name, a path or hf:ORG/NAME."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from caravan import outside, stage
+from caravan.store import Artefact, Store
+from caravan.types import UserError
+
+_LIKE_REF = re.compile(r"([a-z_]+/)?[0-9a-f]{4,64}")
+Make = Callable[[str, Artefact], Artefact]
+"""Run stage `name` at its default settings on raw data."""
+
+
+def resolve(store: Store, text: str, spec: str, make: Make) -> Artefact:
+    """The artefact behind `text` where one of the kinds in `spec` is wanted.
+
+    A reference comes before a path of the same spelling; `./name` is always the path. A path becomes an
+    artefact: a checkpoint folder as it is, anything else through the stage that makes the kind from raw data.
+    """
+    kinds = stage.kinds(spec)
+    if text.startswith("hf:"):
+        return _from_hub(store, text, kinds)
+    path = Path(text).expanduser()
+    try:
+        return store.open(text)
+    except UserError as err:
+        if path.exists():
+            return _from_path(store, path, kinds, make)
+        if _LIKE_REF.fullmatch(text):
+            raise
+        hint = "check the path, it is taken from the current folder; `caravan ls` shows the artefacts"
+        hint = err.hint if err.hint and err.hint.startswith("did you mean") else hint
+        raise UserError(f"there is no file or folder {text}, and no artefact of that name", hint) from None
+
+
+def _from_path(store: Store, path: Path, kinds: tuple[str, ...], make: Make) -> Artefact:
+    exported = outside.manifest(path) if path.is_dir() else None
+    if exported is not None and exported["kind"] in kinds:
+        return store.add(path, kind=exported["kind"])
+    if "raw" in kinds:
+        return store.add(path)
+    models = [k for k in kinds if k in outside.MODEL_KINDS]
+    if models and (path.is_dir() or len(models) == len(kinds)):
+        return store.add(path, kind=_model_kind(path, models))
+    for kind in kinds:
+        maker = _maker(kind)
+        if maker:
+            return make(maker, store.add(path))
+    raise UserError(f"{path} cannot become a {' or '.join(kinds)} by itself", stage.how("|".join(kinds)))
+
+
+def _from_hub(store: Store, text: str, kinds: tuple[str, ...]) -> Artefact:
+    models = [k for k in kinds if k in outside.MODEL_KINDS]
+    if not models:
+        raise UserError(f"a {' or '.join(kinds)} cannot come from the Hub", stage.how("|".join(kinds)))
+    from caravan.model import hub
+
+    folder = hub.fetch(text)
+    return store.add(folder, kind=_model_kind(folder, models))
+
+
+def _model_kind(folder: Path, kinds: list[str]) -> str:
+    """Of several model kinds, `reward` for a sequence classifier, else the first."""
+    if len(kinds) > 1 and "reward" in kinds and (folder / "config.json").is_file():
+        try:
+            names = json.loads((folder / "config.json").read_text()).get("architectures") or []
+        except ValueError:
+            names = []
+        if any(str(n).endswith("ForSequenceClassification") for n in names):
+            return "reward"
+    return next((k for k in kinds if k != "reward"), kinds[0])
+
+
+def _maker(kind: str) -> str | None:
+    """The stage that makes this kind from raw files alone."""
+    for name in stage.names("stages"):
+        path = stage.source("stages", name)
+        roles = stage.literal(path, "INPUTS") or {}
+        needed = {r: s for r, s in roles.items() if not stage.optional(s)}
+        if needed == {"raw": "raw"} and stage.literal(path, "OUTPUT") == kind:
+            return name
+    return None
