@@ -6,12 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+from caravan.evals.items import metrics_of
 from caravan.evals.stats import RESAMPLES, Difference, paired_difference
 from caravan.types import UserError
 
 
 def read_items(folder: Path) -> dict[str, list[dict[str, Any]]]:
-    """Metric -> rows of items.jsonl, in order."""
+    """Metric -> rows of items.jsonl, in order; per kind of question too, as in scores.json."""
     path = folder / "items.jsonl"
     try:
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
@@ -19,7 +20,8 @@ def read_items(folder: Path) -> dict[str, list[dict[str, Any]]]:
         raise UserError(f"{folder} holds no evaluation: {error}") from error
     out: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
-        out.setdefault(row["task"], []).append(row)
+        for metric in metrics_of(row["task"], row.get("kind", "")):
+            out.setdefault(metric, []).append(row)
     return out
 
 

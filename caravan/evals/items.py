@@ -46,7 +46,12 @@ class Result:
     binary: bool = False
     """Right or wrong: the metric is an accuracy, its interval Wilson's."""
     kind: str = ""
-    """Kind of question; a task with several kinds reports each apart too."""
+    """Kind of question; every kind is reported apart too."""
+
+
+def metrics_of(task: str, kind: str) -> tuple[str, ...]:
+    """The metrics a result counts for: its task's, and `task.kind` unless that would say the same twice."""
+    return (task,) if not kind or kind == task.split(".")[0] else (task, f"{task}.{kind}")
 
 
 def item_of(row: Mapping[str, Any], at: str) -> Item:

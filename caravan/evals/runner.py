@@ -16,7 +16,7 @@ from caravan.data.shards import Shards
 from caravan.data.tokenizer import Tokenizer
 from caravan.engine.engine import Engine
 from caravan.evals import likelihood
-from caravan.evals.items import Item, Result
+from caravan.evals.items import Item, Result, metrics_of
 from caravan.evals.likelihood import Scored
 from caravan.evals.stats import Interval, bootstrap, wilson
 from caravan.model.decoder import Decoder
@@ -277,16 +277,11 @@ RUN: dict[str, Callable[[World, str, Any], None]] = {
 def summarise(
     results: Sequence[Result], *, resamples: int, seed: int, level: float = 0.95
 ) -> dict[str, Interval]:
-    """Metric -> value with interval; a task with several kinds of questions also per kind
-    (`exact_match.fact`)."""
+    """Metric -> value with interval; per kind of question too (`exact_match.fact`)."""
     groups: dict[str, list[Result]] = {}
     for result in results:
-        groups.setdefault(result.task, []).append(result)
-    for metric, members in list(groups.items()):
-        kinds = sorted({r.kind for r in members})
-        if len(kinds) > 1:
-            for kind in kinds:
-                groups[f"{metric}.{kind or 'other'}"] = [r for r in members if r.kind == kind]
+        for metric in metrics_of(result.task, result.kind):
+            groups.setdefault(metric, []).append(result)
     return {metric: _interval(members, resamples, seed, level) for metric, members in sorted(groups.items())}
 
 

@@ -42,7 +42,7 @@ INPUTS = {
 }
 OUTPUT = "evaluation"
 USES = {"tasks": "evals/tasks"}
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True, kw_only=True)

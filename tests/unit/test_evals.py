@@ -192,7 +192,7 @@ def test_a_prompt_longer_than_the_context_is_cut_and_counted(model: Decoder, tok
     assert w.notes["prompts_cut"] == 1 and len(w.results) == 1
 
 
-def test_kinds_are_reported_apart_only_where_there_are_several(model: Decoder, tok: Tokenizer) -> None:
+def test_kinds_are_reported_apart_unless_that_says_the_same_twice(model: Decoder, tok: Tokenizer) -> None:
     w = world(model, tok)
     w.items.append(item_of({"id": "e", "question": "q", "answer": "Paris", "kind": "word"}, "q:9"))
     evaluate(w, tasks("exact_match", "arithmetic"))
@@ -248,6 +248,9 @@ def test_two_models_are_compared_item_by_item(inputs: dict, tmp_path: Path) -> N
     found = compare(tmp_path / "a", tmp_path / "b", resamples=200)
     assert found["bits_per_byte"].value != 0.0 and found["bits_per_byte"].n == 3
     assert found["kl"].value < 0
+    assert {"exact_match", "exact_match.fact", "arithmetic"} <= found.keys()
+    scores = json.loads((tmp_path / "a" / "scores.json").read_text())
+    assert set(scores) == set(found)
     same = compare(tmp_path / "a", tmp_path / "a")
     assert all((d.value, d.low, d.high, d.p) == (0.0, 0.0, 0.0, 1.0) for d in same.values())
     (tmp_path / "b" / "items.jsonl").write_text(
