@@ -14,6 +14,7 @@ a softmax. Tiles above the diagonal are never computed. Elsewhere torch's own fu
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,8 +28,8 @@ PAD_LIMIT = 1.25
 """A bucket may hold this many times its real tokens; beyond it, another bucket is cheaper."""
 TILE = 128
 """Queries per tile."""
-TILE_CELLS = 1 << 21
-"""Scores per tile over all rows: 4 MB in bf16, so that a tile is still in the cache when it is read again."""
+TILE_CELLS = 1 << 20
+"""Scores per tile over all rows: 2 MB in bf16, so that a tile is still in the cache when it is read again."""
 KEEP_LENGTH = 1024
 """Probabilities of rows up to this length are kept for the backward pass; those of longer rows are
 recomputed."""
@@ -172,6 +173,31 @@ def _probabilities(
     return scores.softmax(-1)
 
 
+def reference_softmax_gradient(p: Tensor, dp: Tensor) -> Tensor:
+    """Gradient of the scores from probabilities and their gradient: p (dp - sum(p dp))."""
+    ds = p * dp
+    return ds.sub_(p * ds.sum(-1, keepdim=True))
+
+
+@functools.cache
+def _native_softmax_gradient() -> bool:
+    """Whether torch's own operator, which is not public, is there and says the same."""
+    p = torch.linspace(-1, 1, 12, dtype=torch.bfloat16).view(3, 4).softmax(-1)
+    dp = torch.linspace(1, -2, 12, dtype=torch.bfloat16).view(3, 4)
+    try:
+        got = torch._softmax_backward_data(dp, p, -1, p.dtype)
+    except (AttributeError, TypeError, RuntimeError):
+        return False
+    return torch.allclose(got.float(), reference_softmax_gradient(p.float(), dp.float()), atol=0.01)
+
+
+def softmax_gradient(p: Tensor, dp: Tensor) -> Tensor:
+    """Same as `reference_softmax_gradient`, in one pass where torch has it."""
+    if _native_softmax_gradient():
+        return torch._softmax_backward_data(dp, p, -1, p.dtype)
+    return reference_softmax_gradient(p, dp)
+
+
 class Tiled(torch.autograd.Function):
     """Causal attention of B equal rows by tiles of queries, for CPUs in bf16 (right in any float type).
 
@@ -210,7 +236,7 @@ class Tiled(torch.autograd.Function):
             p = kept[i] if kept else _probabilities(q, k, ctx.scale, hidden, tile)
             g = do[r, first:end]
             dp = torch.bmm(g, v[r, :end].transpose(1, 2))
-            ds = torch._softmax_backward_data(dp, p, -1, p.dtype).mul_(ctx.scale)
+            ds = softmax_gradient(p, dp).mul_(ctx.scale)
             dq[r, first:end] = torch.bmm(ds, k[r, :end])
             dk[r, :end] += torch.bmm(ds.transpose(1, 2), q[r, first:end])
             dv[r, :end] += torch.bmm(p.transpose(1, 2), g)

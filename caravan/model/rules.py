@@ -103,8 +103,6 @@ def _rules(line: str, at: str, root: str) -> list[Rule]:
     sources, targets = _alternatives(left), [home + name for name in _alternatives(right)]
     if len(targets) == 1:
         return [Rule(tuple(sources), targets[0], tuple(ops.split()))]
-    if len(sources) != len(targets):
-        raise ValueError(f"braces of unequal length: {line!r}")
     return [Rule((s,), t, tuple(ops.split())) for s, t in zip(sources, targets, strict=True)]
 
 

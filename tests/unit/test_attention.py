@@ -62,13 +62,17 @@ def test_values_and_gradients_are_the_reference(
         assert theirs.grad.norm() == 0 or relative(mine.grad, theirs.grad) < 2 * tolerance
 
 
-@pytest.mark.parametrize("keep", [0, 1024])
-def test_tiles_are_exact_in_double_precision(keep: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("keep", "native"), [(0, True), (1024, True), (1024, False)])
+def test_tiles_are_exact_in_double_precision(
+    keep: int, native: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not native:
+        monkeypatch.setattr(attention, "_native_softmax_gradient", lambda: False)
     monkeypatch.setattr(attention, "TILE", 4)
     monkeypatch.setattr(attention, "TILE_CELLS", 50)
     monkeypatch.setattr(attention, "KEEP_LENGTH", keep)
-    qkv = [x.detach().requires_grad_() for x in inputs(2 * 11, 4, 2, 3, torch.float64)]
-    want = reference_attention((11, 11), *qkv, 0.7)
+    qkv = [x.detach().requires_grad_() for x in inputs(2 * 7, 2, 1, 2, torch.float64)]
+    want = reference_attention((7, 7), *qkv, 0.7)
     assert torch.allclose(Tiled.apply(*qkv, 2, 0.7), want, atol=1e-12)
     assert torch.autograd.gradcheck(lambda q, k, v: Tiled.apply(q, k, v, 2, 0.7), qkv)
 
@@ -106,3 +110,15 @@ def test_wrong_total_is_a_programmers_mistake() -> None:
     q, k, v = inputs(5, 2, 2, 4, torch.float32)
     with pytest.raises(AssertionError):
         Segments((3, 3))(0, q, k, v, 0.5)
+
+
+def test_the_private_operator_is_used_here_only_if_it_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    attention._native_softmax_gradient.cache_clear()
+    monkeypatch.setattr(torch, "_softmax_backward_data", lambda dp, p, dim, dtype: dp)
+    assert not attention._native_softmax_gradient()
+    monkeypatch.delattr(torch, "_softmax_backward_data")
+    attention._native_softmax_gradient.cache_clear()
+    assert not attention._native_softmax_gradient()
+    monkeypatch.undo()
+    attention._native_softmax_gradient.cache_clear()
+    assert attention._native_softmax_gradient()
