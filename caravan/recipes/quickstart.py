@@ -1,0 +1,226 @@
+"""The whole road in one command: raw text to a chat page, offline, on a laptop.
+
+Without arguments it builds a small assistant that knows Python's own documentation, from what every Python
+installation carries and from questions, sums and preferences generated here (docs/seeds.md). With --text, --chats or
+--preferences the same is done on your data; with --base an existing checkpoint is taken instead of pre-training.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from caravan import __version__, stage
+from caravan.recipes.flow import Caravan
+from caravan.recipes.table import Row, print_table, rows_of, write_table
+from caravan.store import Artefact, Store, digest
+from caravan.types import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """What is learned, by how large a model, and what happens at the end."""
+
+    text: Path | None = None
+    """Your own texts: a file or folder of .txt, .md, .jsonl[.gz|.zst] or .parquet."""
+    chats: Path | None = None
+    """Your own conversations: Alpaca, ShareGPT or OpenAI messages."""
+    preferences: Path | None = None
+    """Your own preferences: HH-RLHF, prompt/chosen/rejected or K-wise rankings."""
+    base: str = ""
+    """Start from this checkpoint (folder, artefact or hf:ORG/NAME; Llama, Qwen2 or GPT-2 type) instead of
+    pre-training."""
+    size: str = "tiny"
+    """Size of the fresh model: nano, tiny, small, gpt2, 1b."""
+    vocab: int = 4096
+    """Entries of the tokenizer."""
+    scale: float = 1.0
+    """Multiplies the seed data and the steps of every stage: 0.05 is a first look in a minute, at the price of quality."""
+    seed: int = 0
+    """Of everything that is drawn."""
+    report: Path = Path("report.html")
+    """Where the passport is written."""
+    serve: bool = True
+    """Open the chat page at the end (--no-serve: stop after the report)."""
+    port: int = 8000
+    """Port of the chat page; if it is taken, the next free one."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Settings per stage, all of them in one place. Tuned on two CPU cores; docs/log.md says how."""
+
+    scale: float
+    own_model: bool
+    """A fresh model, trained at high rates; False: a checkpoint of the user's, treated with care."""
+    pretrain: dict[str, Any] = field(default_factory=dict)
+    sft: dict[str, Any] = field(default_factory=dict)
+    reward: dict[str, Any] = field(default_factory=dict)
+    prefer: dict[str, Any] = field(default_factory=dict)
+    rl: dict[str, Any] = field(default_factory=dict)
+
+
+def plan(cfg: Config) -> Plan:
+    """The settings of a run."""
+    few = lambda n, least=1: max(least, round(n * cfg.scale))  # noqa: E731
+    if cfg.base:
+        return Plan(
+            cfg.scale, False,
+            sft={"epochs": 2.0, "seed": cfg.seed}, reward={"seed": cfg.seed}, prefer={"seed": cfg.seed},
+            rl={"steps": few(50, 2), "seed": cfg.seed},
+        )  # fmt: skip
+    return Plan(
+        cfg.scale, True,
+        pretrain={"size": cfg.size, "context": 512, "tokens": few(900_000, 8192), "batch_tokens": 8192,
+                  "optimizer": "muon", "lr": 4e-3, "weight_decay": 0.01, "seed": cfg.seed},
+        sft={"epochs": 1.0, "batch_tokens": 8192, "optimizer": "muon", "lr": 3e-3, "replay_share": 0.0, "seed": cfg.seed},
+        reward={"epochs": 1.0, "batch_tokens": 8192, "lr": 3e-4, "seed": cfg.seed},
+        prefer={"epochs": 1.0, "batch_tokens": 8192, "lr": 2e-5, "beta": 0.1, "seed": cfg.seed},
+        rl={"steps": few(20, 2), "batch_prompts": 64, "max_new_tokens": 48, "minibatches": 2, "lr": 3e-5,
+            "seed": cfg.seed},
+    )  # fmt: skip
+
+
+def main(cfg: Config, store: Store, rt: stage.Runtime) -> int:
+    """Walk the road; 0 when the report is written (and the chat page was closed)."""
+    for path in (cfg.text, cfg.chats, cfg.preferences):
+        if path is not None and not path.exists():
+            raise UserError(f"there is no file or folder {path}", "the path is taken from the current folder")
+    if not 0 < cfg.scale <= 100:
+        raise UserError(f"scale is {cfg.scale}", "1 is the full quickstart, 0.05 a first look")
+    c = Caravan(store, rt)
+    road = walk(c, cfg)
+    page = finish(c, cfg, road)
+    if cfg.serve:
+        return _serve(cfg, store, rt, road)
+    print(page)
+    return 0
+
+
+@dataclass(frozen=True)
+class Road:
+    """What the road produced."""
+
+    models: dict[str, Artefact]
+    """Name in the table -> model, in order."""
+    evaluations: dict[str, Artefact]
+    before: dict[str, str]
+    """Row -> the row it is compared with."""
+    best: str
+    """Row of the model that is served."""
+
+
+def walk(c: Caravan, cfg: Config) -> Road:
+    """All stages from raw text to evaluations; the call graph is the flow."""
+    settings, seeds = plan(cfg), seed_files(c.store, cfg)
+    text = c.corpus(raw=c.add(cfg.text or seeds / "text"))
+    chats = c.conversations(raw=c.add(cfg.chats or seeds / "chats.jsonl"))
+    if cfg.base:
+        base = c.model(cfg.base)
+        shards = c.shards(corpus=text, tokenizer=base)
+    else:
+        tokenizer = c.tokenizer(corpus=text, chats=chats, vocab=cfg.vocab)
+        shards = c.shards(corpus=text, tokenizer=tokenizer)
+        base = c.pretrain(shards=shards, **settings.pretrain)
+    sft = c.sft(base=base, data=chats, replay=shards, **settings.sft)
+    preferences = c.preferences(raw=c.add(cfg.preferences or seeds / "preferences.jsonl"))
+    reward = c.reward(base=sft, data=preferences, references=chats, **settings.reward)
+    dpo = c.prefer(policy=sft, data=preferences, **settings.prefer)
+    prompts = chats if cfg.chats else c.conversations(raw=c.add(seeds / "prompts.jsonl"))
+    ppo = c.rl(policy=sft, reward=reward, prompts=prompts, ptx=chats, **settings.rl)
+    models = {"base": base, "SFT": sft, "DPO": dpo, "PPO": ppo}
+    before = {"SFT": "base", "DPO": "SFT", "PPO": "SFT", "int8": "PPO", "int4": "PPO"}
+    models["int8"] = c.quantize(model=ppo, bits=8)
+    models["int4"] = c.quantize(model=ppo, bits=4, method="gptq", calibration=chats)
+    questions = c.add(question_files(c.store, cfg, seeds, chats))
+    evaluations = {
+        name: c.evaluate(
+            model=model, questions=questions, shards=shards, reward=reward, reference=sft, corpus=text, chats=chats
+        )
+        for name, model in models.items()
+    }
+    return Road(models, evaluations, before, best="PPO")
+
+
+def seed_files(store: Store, cfg: Config) -> Path:
+    """The folder of seed data, written once per (caravan, Python version, settings)."""
+    from caravan.synth.seeds import Sizes, write_quickstart
+
+    few = lambda n, least: max(least, round(n * cfg.scale)) if cfg.scale < 1 else n  # noqa: E731
+    full = Sizes()
+    sizes = Sizes(
+        text_bytes=few(full.text_bytes, 200_000), facts=few(full.facts, 20), arithmetic=few(full.arithmetic, 200),
+        unknown=few(full.unknown, 10), mixed=few(full.mixed, 50), preferences=few(full.preferences, 100),
+        heldout_preferences=few(full.heldout_preferences, 40), prompts=few(full.prompts, 64),
+        heldout_chats=few(full.heldout_chats, 20), eval_facts=few(full.eval_facts, 20),
+        eval_arithmetic=few(full.eval_arithmetic, 20),
+    )  # fmt: skip
+    asked = {"sizes": str(sizes), "seed": cfg.seed, "python": sys.version, "caravan": __version__}
+    folder = store.root / "seeds" / digest(asked)[:12]
+    if not (folder / "done").exists():
+        counts = write_quickstart(folder, seed=cfg.seed, sizes=sizes)
+        (folder / "done").write_text(json.dumps(counts))
+    return folder
+
+
+def question_files(store: Store, cfg: Config, seeds: Path, chats: Artefact) -> Path:
+    """What the models are asked: held-out seed questions, or the first turns of the user's held-out conversations."""
+    folder = store.root / "seeds" / f"questions-{chats.id[:12]}"
+    folder.mkdir(parents=True, exist_ok=True)
+    if not cfg.chats:
+        for name in ("eval_facts.jsonl", "eval_arithmetic.jsonl"):
+            (folder / name).write_bytes((seeds / name).read_bytes())
+        return folder
+    rows = []
+    for line in (chats / "heldout.jsonl").read_text(encoding="utf-8").splitlines()[:200]:
+        row = json.loads(line)
+        roles = [m["role"] for m in row["messages"]]
+        if "assistant" in roles:
+            at = roles.index("assistant")
+            rows.append({"id": row.get("id") or f"chat/{len(rows)}", "messages": row["messages"][:at],
+                         "answer": row["messages"][at]["content"], "kind": "chat"})  # fmt: skip
+    if not rows:
+        raise UserError(f"{cfg.chats} leaves no held-out conversation to evaluate on", "give at least fifty conversations")
+    (folder / "heldout.jsonl").write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows), "utf-8")
+    return folder
+
+
+def finish(c: Caravan, cfg: Config, road: Road) -> Path:
+    """Print the table, write it and the passport."""
+    from caravan.report import passport
+
+    rows: list[Row] = rows_of(road.evaluations, road.before)
+    print_table(rows)
+    page = passport.build(c.store, c.trail, [r.cells for r in rows], cfg.report, road.models[road.best])
+    write_table(rows, cfg.report.with_suffix(".json"))
+    print(f"report: {page}", file=sys.stderr)
+    for name, model in road.models.items():
+        c.store.name(f"quickstart-{name.lower()}", model)
+    return page
+
+
+def _serve(cfg: Config, store: Store, rt: stage.Runtime, road: Road) -> int:
+    from caravan.serve import run
+
+    others = tuple(f"{name}={model.ref}" for name, model in road.models.items() if name != road.best)
+    config = run.Config(model=road.models[road.best].ref, name=road.best, more=others, port=_free_port(cfg.port))
+    return run.main(config, store, rt)
+
+
+def _free_port(wanted: int) -> int:
+    import socket
+
+    for port in range(wanted, wanted + 20):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise UserError(f"ports {wanted} to {wanted + 19} are all taken", "give another with --port")
+
+
