@@ -2,16 +2,20 @@
 
     python bench/train.py [--what pretrain sft] [--steps 6] [--rounds 2] [--threads N] [--output FILE]
 
-Shape: Llama, hidden 512, ffn 1408, 8 layers, 8 heads, vocabulary 4096 (27.8M parameters). Every contender runs in a
-process of its own, one after another, `rounds` times over, so that a busy minute hits all alike; the best round counts.
-The first step of each (warm-up, lazy initialisation) is not timed. All see the same tokens per step.
+Shape: Llama, hidden 512, ffn 1408, 8 layers, 8 heads, vocabulary 4096 (27.8M parameters). Every contender
+runs in a process of its own, one after another, `rounds` times over, so that a busy minute hits all alike;
+the best round counts. The first step of each (warm-up, lazy initialisation) is not timed. All see the same
+tokens per step.
 
-  pretrain, 4096 tokens a step:  ours: the whole stage (loader, loss, journal, checkpoint, progress)
-            bare: a hand-written loop on fixed 512-token rows, transformers' Llama under bf16 autocast, fused AdamW
-            bare-bf16: the same with bf16 weights and no autocast (no fp32 masters: less exact than ours)
-            trainer: transformers.Trainer, bf16
-  sft, real (unpadded) tokens per second on the same conversations, documents kept apart unless said otherwise:
-            ours · trl: SFTTrainer at its defaults but for bf16 and batch size · trl-packed: packing, documents mixed
+pretrain, 4096 tokens a step
+    ours        the whole stage: loader, loss, journal, checkpoint, progress
+    bare        a hand-written loop on fixed 512-token rows: transformers' Llama, bf16 autocast, fused AdamW
+    bare-bf16   the same with bf16 weights and no autocast (no fp32 masters: less exact than ours)
+    trainer     transformers.Trainer, bf16
+sft, real (unpadded) tokens per second on the same conversations
+    ours        the whole stage, documents kept apart
+    trl         SFTTrainer at its defaults but for bf16
+    trl-packed  the same with packing
 """
 
 from __future__ import annotations
@@ -72,15 +76,21 @@ def write_inputs(folder: Path) -> None:
         for _ in range(count):
             messages = []
             for _ in range(draw.choice((1, 1, 2, 3))):
-                messages.append({"role": "user", "content": " ".join(draw.choices(lines, k=draw.randint(1, 3)))})
-                messages.append({"role": "assistant", "content": " ".join(draw.choices(lines, k=draw.randint(1, 8)))})
+                messages.append(
+                    {"role": "user", "content": " ".join(draw.choices(lines, k=draw.randint(1, 3)))}
+                )
+                messages.append(
+                    {"role": "assistant", "content": " ".join(draw.choices(lines, k=draw.randint(1, 8)))}
+                )
             rows.append(json.dumps({"messages": messages}) + "\n")
         (folder / "conversations" / f"{split}.jsonl").write_text("".join(rows))
     spec, _ = derive("small", None, VOCAB, 1024)
     save_model(fresh(spec, 0), folder / "model", folder / "shards" / "tokenizer")
 
 
-def stage(name: str, folder: Path, config: dict[str, Any], roles: dict[str, str], threads: int) -> dict[str, float]:
+def stage(
+    name: str, folder: Path, config: dict[str, Any], roles: dict[str, str], threads: int
+) -> dict[str, float]:
     """Our stage as it is, its own checkpoints and journal included."""
     import importlib
 
@@ -178,7 +188,11 @@ def trl(folder: Path, steps: int, packed: bool) -> dict[str, float]:
         )  # fmt: skip
         tok = AutoTokenizer.from_pretrained(folder / "model")
         one = SFTTrainer(
-            str(folder / "model"), config, train_dataset=data, processing_class=tok, callbacks=[ticking(clock)]
+            str(folder / "model"),
+            config,
+            train_dataset=data,
+            processing_class=tok,
+            callbacks=[ticking(clock)],
         )
         one.train()
     seen = one.state.num_input_tokens_seen or next(
@@ -197,7 +211,12 @@ def contend(what: str, who: str, folder: Path, steps: int, threads: int) -> dict
                   "micro_tokens": MICRO_TOKENS, "eval_tokens": ROW}  # fmt: skip
         return stage("pretrain", folder, config, {"shards": "shards"}, threads)
     if what == "sft" and who == "ours":
-        config = {"steps": steps, "batch_tokens": STEP_TOKENS, "micro_tokens": MICRO_TOKENS, "eval_steps": steps}
+        config = {
+            "steps": steps,
+            "batch_tokens": STEP_TOKENS,
+            "micro_tokens": MICRO_TOKENS,
+            "eval_steps": steps,
+        }
         return stage("sft", folder, config, {"base": "model", "data": "conversations"}, threads)
     if what == "pretrain":
         return trainer(folder, steps) if who == "trainer" else bare(folder, steps, who == "bare-bf16")
@@ -219,7 +238,9 @@ def gemm_peak(threads: int) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--what", nargs="+", default=["pretrain", "sft"], choices=sorted(CONTENDERS))
     parser.add_argument("--only", nargs="+", help="contenders to run")
     parser.add_argument("--steps", type=int, default=6)
@@ -241,8 +262,8 @@ def main() -> None:
         "load_before": os.getloadavg(), "gemm_peak_gflops": round(gemm_peak(args.threads), 1), "results": {},
     }  # fmt: skip
     # glibc hands freed arrays back to the system after every step otherwise; all contenders get the same.
-    env = {**os.environ, "MALLOC_TRIM_THRESHOLD_": "-1", "MALLOC_MMAP_THRESHOLD_": str(1 << 30), "HF_HUB_OFFLINE": "1",
-           "OMP_NUM_THREADS": str(args.threads)}  # fmt: skip
+    keep = {"MALLOC_TRIM_THRESHOLD_": str(1 << 40), "MALLOC_MMAP_MAX_": "0"}
+    env = {**os.environ, **keep, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(args.threads)}
     with tempfile.TemporaryDirectory() as temporary:
         write_inputs(Path(temporary))
         for what in args.what:
@@ -259,7 +280,11 @@ def _race(what: str, folder: Path, args: argparse.Namespace, env: dict[str, str]
         for who in [w for w in CONTENDERS[what] if not args.only or w in args.only]:
             command = [sys.executable, __file__, "--steps", str(args.steps), "--threads", str(args.threads)]
             done = subprocess.run(
-                [*command, "--child", what, who, str(folder)], env=env, capture_output=True, text=True, check=False
+                [*command, "--child", what, who, str(folder)],
+                env=env,
+                capture_output=True,
+                text=True,
+                check=False,
             )
             found = [line[7:] for line in done.stdout.splitlines() if line.startswith("RESULT ")]
             if not found:
@@ -270,12 +295,16 @@ def _race(what: str, folder: Path, args: argparse.Namespace, env: dict[str, str]
             if one["tokens_per_second"] > best.get(who, {}).get("tokens_per_second", 0.0):
                 best[who] = one
     ours = best.get("ours", {}).get("tokens_per_second", 0.0)
-    ratios = {who: round(ours / r["tokens_per_second"], 3) for who, r in best.items() if r.get("tokens_per_second")}
+    ratios = {
+        who: round(ours / r["tokens_per_second"], 3) for who, r in best.items() if r.get("tokens_per_second")
+    }
     result: dict[str, Any] = {"contenders": best, "ours_over": ratios}
     if what == "pretrain":
         # 6 multiplications per weight and token, and causal attention over rows of 512.
         flops = 6 * 27_787_264 + 6 * 2 * 8 * 512 * ROW / 2
-        result["gflops"] = {w: round(r["tokens_per_second"] * flops / 1e9, 1) for w, r in best.items() if len(r) > 1}
+        result["gflops"] = {
+            w: round(r["tokens_per_second"] * flops / 1e9, 1) for w, r in best.items() if len(r) > 1
+        }
     return result
 
 

@@ -1,12 +1,13 @@
 """Next-token cross-entropy that never holds the logits.
 
-    loss = sum_n w_n * (lse_n - z_n[target_n] + z_loss * lse_n^2) / normaliser,   z = hidden @ weight^T,  lse = logsumexp(z)
+    z = hidden @ weight^T,   lse = logsumexp(z),
+    loss = sum_n w_n * (lse_n - z_n[target_n] + z_loss * lse_n^2) / normaliser
 
-Rows without weight are dropped first (in supervised fine-tuning most tokens are prompt). The rest goes through the
-head in chunks; each chunk's gradient, w/normaliser * (softmax(z) * (1 + 2 z_loss lse) - onehot), is turned into the
-gradients of `hidden` and `weight` at once, in the forward pass, so the backward pass only scales them. Memory is one
-chunk of logits instead of [N, V]. (The idea: Hsu et al. 2024, arXiv 2410.10989; z-loss: Chowdhery et al. 2022,
-arXiv 2204.02311, section 5.)
+Rows without weight are dropped first (in supervised fine-tuning most tokens are prompt). The rest goes
+through the head in chunks; each chunk's gradient, w/normaliser * (softmax(z) * (1 + 2 z_loss lse) - onehot),
+is turned into the gradients of `hidden` and `weight` at once, in the forward pass, so the backward pass only
+scales them. Memory is one chunk of logits instead of [N, V]. (The idea: Hsu et al. 2024, arXiv 2410.10989;
+z-loss: Chowdhery et al. 2022, arXiv 2204.02311, section 5.)
 
 Shapes: N flat tokens, M supervised tokens, C tokens of one chunk, D width, V vocabulary.
 """
@@ -35,10 +36,10 @@ def cross_entropy(
 ) -> Loss:
     """Weighted mean negative log-likelihood, in nats, of `targets_N` under softmax(hidden @ weight^T + bias).
 
-    `normaliser` is the sum of weights of the WHOLE optimiser step, over all micro batches and ranks: the values of the
-    micro batches then add up to the loss of the step however it was cut. `chunk` is tokens per chunk (None: chosen
-    from V). Gradients flow to hidden, weight and bias. Stats (sums, to be added up): `nll`, `tokens` (sum of weights)
-    and `correct` (weighted count of argmax hits), all float32 scalars.
+    `normaliser` is the sum of weights of the WHOLE optimiser step, over all micro batches and ranks: the
+    values of the micro batches then add up to the loss of the step however it was cut. `chunk` is tokens per
+    chunk (None: chosen from V). Gradients flow to hidden, weight and bias. Stats (sums, to be added up):
+    `nll`, `tokens` (sum of weights) and `correct` (weighted count of argmax hits), all float32 scalars.
     """
     index_M = weight_N.nonzero().squeeze(1)
     rows = weight_N.numel()
@@ -51,7 +52,15 @@ def cross_entropy(
         elements = _CHUNK_ELEMENTS if hidden_ND.device.type == "cpu" else _CHUNK_BYTES_CUDA
         chunk = max(128, elements // weight_VD.shape[0])
     value, nll, correct = _LinearCrossEntropy.apply(
-        hidden_ND, weight_VD, bias_V, targets_N, w_M, float(normaliser), chunk, z_loss, torch.is_grad_enabled()
+        hidden_ND,
+        weight_VD,
+        bias_V,
+        targets_N,
+        w_M,
+        float(normaliser),
+        chunk,
+        z_loss,
+        torch.is_grad_enabled(),
     )
     return Loss(value, {"nll": nll, "tokens": w_M.sum(), "correct": correct})
 
@@ -108,12 +117,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
             factor_C = scale_C * (1.0 + 2.0 * z_loss * lse_C) if z_loss else scale_C
             p_CV.mul_((factor_C / sum_C)[:, None])
             p_CV.scatter_add_(1, t_C1, -scale_C[:, None])
-            if need_b:
+            if grad_b is not None:
                 grad_b += p_CV.sum(0)
             g_CV = p_CV.to(hidden_MD.dtype)
-            if need_h:
+            if grad_h is not None:
                 torch.mm(g_CV, weight_VD, out=grad_h[a:b])
-            if need_w:
+            if grad_w is not None:
                 grad_w += g_CV.t() @ h_CD
         ctx.grads = (grad_h, grad_w, grad_b)
         ctx.mark_non_differentiable(nll, correct)
@@ -122,7 +131,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_value, *_unused):  # type: ignore[no-untyped-def]
         if ctx.grads is None:
-            raise RuntimeError("cross_entropy: backward twice; the gradients are made once, in the forward pass")
+            raise RuntimeError(
+                "cross_entropy: backward twice; the gradients are made once, in the forward pass"
+            )
         (grad_h, grad_w, grad_b), ctx.grads = ctx.grads, None
         unit = grad_value.device.type == "cpu" and grad_value.item() == 1.0
         scaled = [g if g is None or unit else g.mul_(grad_value) for g in (grad_h, grad_w, grad_b)]

@@ -1,10 +1,11 @@
 """AdamW and Muon on flat fp32 buffers.
 
-All trainable weights live in one flat fp32 master buffer, ordered [muon | adamw with decay | adamw without], and so do
-gradients and moments. One pass over the buffers, in blocks that stay in the cache, replaces thousands of small kernels;
-a checkpoint is four tensors. AdamW: Loshchilov & Hutter 2017 (arXiv 1711.05101). Muon: Jordan et al. 2024
-(kellerjordan.github.io/posts/muon), with the update scale 0.2 sqrt(max(rows, cols)) of Liu et al. 2025
-(arXiv 2502.16982, section 2.2), which gives it AdamW's update size so that one learning rate serves both.
+All trainable weights live in one flat fp32 master buffer, ordered [muon | adamw with decay | adamw without],
+and so do gradients and moments. One pass over the buffers, in blocks that stay in the cache, replaces
+thousands of small kernels; a checkpoint is four tensors. AdamW: Loshchilov & Hutter 2017 (arXiv 1711.05101).
+Muon: Jordan et al. 2024 (kellerjordan.github.io/posts/muon), with the update scale 0.2 sqrt(max(rows, cols))
+of Liu et al. 2025 (arXiv 2502.16982, section 2.2), which gives it AdamW's update size so that one learning
+rate serves both.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from torch import Tensor
 SlotKind = Literal["muon", "decay", "plain"]
 _ORDER: tuple[SlotKind, ...] = ("muon", "decay", "plain")
 _BLOCK = 1 << 17
-"""Elements per block of the AdamW pass: five fp32 streams of 512 KB fit the second-level cache of two cores."""
+"""Elements per block of the AdamW pass: five fp32 streams of 512 KB fit the second-level cache."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +74,8 @@ def layout(
 ) -> list[Slot]:
     """Place parameters in the flat buffer. Matrices named in `not_muon` (embeddings, heads) go to AdamW.
 
-    The order depends on names and shapes alone, so a checkpoint of the buffers fits any later run of the same model.
+    The order depends on names and shapes alone, so a checkpoint of the buffers fits any later run of the same
+    model.
     """
     fused_rows = fused_rows or {}
     by_kind: dict[SlotKind, list[tuple[str, tuple[int, ...]]]] = {kind: [] for kind in _ORDER}
@@ -98,11 +100,13 @@ def layout(
 class Optimiser:
     """Steps a flat master buffer. State: `exp_avg` (all), `exp_avg_sq` (the AdamW part), the count of steps.
 
-    `compute`, if given, is the flat buffer of the model's own weights in the compute dtype; each block is cast into it
-    while it is still in the cache. Deterministic: no random numbers, fixed order.
+    `compute`, if given, is the flat buffer of the model's own weights in the compute dtype; each block is
+    cast into it while it is still in the cache. Deterministic: no random numbers, fixed order.
     """
 
-    def __init__(self, config: OptimConfig, slots: Sequence[Slot], master: Tensor, compute: Tensor | None = None):
+    def __init__(
+        self, config: OptimConfig, slots: Sequence[Slot], master: Tensor, compute: Tensor | None = None
+    ):
         self.config, self.slots, self.master, self.compute = config, list(slots), master, compute
         self.steps = 0
         self._muon = [s for s in self.slots if s.kind == "muon"]
@@ -148,7 +152,17 @@ class Optimiser:
                 if scale != 1.0:
                     g.mul_(scale)
                 second = self.exp_avg_sq[a - self._muon_stop : b - self._muon_stop]
-                adamw_(self.master[a:b], g, self.exp_avg[a:b], second, self.steps, lr, (c.beta1, c.beta2), c.eps, decay)
+                adamw_(
+                    self.master[a:b],
+                    g,
+                    self.exp_avg[a:b],
+                    second,
+                    self.steps,
+                    lr,
+                    (c.beta1, c.beta2),
+                    c.eps,
+                    decay,
+                )
                 if self.compute is not None:
                     self.compute[a:b].copy_(self.master[a:b])
 
@@ -164,7 +178,8 @@ def adamw_(
     eps: float,
     weight_decay: float,
 ) -> None:
-    """One AdamW update in place; `step` counts from 1 (arXiv 1711.05101, algorithm 2, without the schedule factor)."""
+    """One AdamW update in place; `step` counts from 1 (arXiv 1711.05101, algorithm 2, without the schedule
+    factor)."""
     beta1, beta2 = betas
     if weight_decay:
         weight.mul_(1.0 - lr * weight_decay)
@@ -183,9 +198,11 @@ def muon_(
     mu: float,
     weight_decay: float,
 ) -> None:
-    """One Muon update of every slot, in place, on flat buffers; matrices of equal shape are orthogonalised together.
+    """One Muon update of every slot, in place, on flat buffers; matrices of equal shape are orthogonalised
+    together.
 
-    The scale of the gradient does not matter to Muon (its update is orthogonal), so clipping is not applied here.
+    The scale of the gradient does not matter to Muon (its update is orthogonal), so clipping is not applied
+    here.
     """
     stop = max(s.stop for s in slots)
     momentum[:stop].mul_(mu).add_(grad[:stop])
@@ -211,8 +228,8 @@ def _parts(slot: Slot, flat: Tensor) -> list[Tensor]:
 def orthogonalise(matrix_BRC: Tensor, steps: int = 5) -> Tensor:
     """Nearest (semi-)orthogonal matrix of each of a batch, roughly: singular values end in about [0.7, 1.2].
 
-    Newton-Schulz with the quintic x -> 3.4445 x - 4.7750 x^3 + 2.0315 x^5 in bf16 (Jordan et al. 2024), on the
-    smaller side. A zero matrix stays zero.
+    Newton-Schulz with the quintic x -> 3.4445 x - 4.7750 x^3 + 2.0315 x^5 in bf16 (Jordan et al. 2024), on
+    the smaller side. A zero matrix stays zero.
     """
     x = matrix_BRC.bfloat16()
     wide = x.shape[-2] <= x.shape[-1]

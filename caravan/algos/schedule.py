@@ -1,4 +1,5 @@
-"""Learning rates and batch sizes over time: pure functions of the step number, so a resumed run needs no state.
+"""Learning rates and batch sizes over time: pure functions of the step number, so a resumed run needs no
+state.
 
 Warm-up is linear. Then `cosine` (Loshchilov & Hutter 2016, arXiv 1608.03983), `linear`, `constant`, or `wsd`
 (warm-up, stable, decay: Hu et al. 2024, arXiv 2404.06395; decay 1 - sqrt as in Hägele et al. 2024,
@@ -31,7 +32,8 @@ class Schedule:
 def lr_at(step: int, steps: int, peak: float, schedule: Schedule) -> float:
     """Learning rate of step `step` (0-based) out of `steps`; the peak is reached at the end of the warm-up.
 
-    The final ratio would be reached at step `steps`, one past the last: with ratio 0 no step is done for nothing.
+    The final ratio would be reached at step `steps`, one past the last: with ratio 0 no step is done for
+    nothing.
 
     Raises ValueError for an unknown kind.
     """
@@ -59,7 +61,8 @@ def batch_tokens_at(step: int, batch_tokens: int, ramp_steps: int, start_share: 
     """Tokens of step `step` when the batch grows linearly from `start_share` to all of `batch_tokens`.
 
     Small batches early cost little gradient quality while the loss falls fast and give more updates per token
-    (Smith et al. 2017, arXiv 1711.00489; McCandlish et al. 2018, arXiv 1812.06162). `ramp_steps` 0 is no ramp.
+    (Smith et al. 2017, arXiv 1711.00489; McCandlish et al. 2018, arXiv 1812.06162). `ramp_steps` 0 is no
+    ramp.
     """
     if step >= ramp_steps:
         return batch_tokens

@@ -2,9 +2,9 @@
 
     shards -> model:  minimise -log p(next token of the document | what stands before it in the document)
 
-The size comes from one dial (`size` or `depth`); every number derived from it is printed with its reason. Documents in
-a row do not see each other, nothing is padded, the logits are never held at once, weights live in bf16 where that is
-fast. A killed run goes on where it was and ends with the same bytes.
+The size comes from one dial (`size` or `depth`); every number derived from it is printed with its reason.
+Documents in a row do not see each other, nothing is padded, the logits are never held at once, weights live
+in bf16 where that is fast. A killed run goes on where it was and ends with the same bytes.
 """
 
 from __future__ import annotations
@@ -57,9 +57,11 @@ class Config:
     ramp_steps: int = 0
     """Steps over which the batch grows from a quarter to `batch_tokens`."""
     micro_tokens: int = 4096
-    """Tokens of one forward pass: memory against speed. It is Config because the order of additions moves last bits."""
+    """Tokens of one forward pass: memory against speed. It is Config because the order of additions moves
+    last bits."""
     optimizer: Literal["adamw", "muon"] = "adamw"
-    """muon: hidden matrices by Muon, the rest by AdamW; fewer steps, each dearer (pays for batches from 16k tokens)."""
+    """muon: hidden matrices by Muon, the rest by AdamW; fewer steps, each dearer (pays for batches from 16k
+    tokens)."""
     lr: float | None = None
     """Peak learning rate; none: 3e-3 x sqrt(256 / width)."""
     weight_decay: float = 0.1
@@ -134,16 +136,26 @@ def _plan(cfg: Config, spec: Spec, available: int) -> tuple[loop.LoopConfig, lis
     if cfg.steps is None and tokens is None:
         optimal, most = 20 * spec.parameters, 4 * available
         tokens = min(optimal, most)
-        why = "20 per parameter" if optimal <= most else "4 epochs of the shards: more repetition teaches little"
-        reasons.append(Reason("training tokens", f"{tokens:,}", why + " (Muennighoff et al. 2023)" * (optimal > most)))
+        why = (
+            "20 per parameter"
+            if optimal <= most
+            else "4 epochs of the shards: more repetition teaches little"
+        )
+        reasons.append(
+            Reason("training tokens", f"{tokens:,}", why + " (Muennighoff et al. 2023)" * (optimal > most))
+        )
     steps = cfg.steps if cfg.steps is not None else max(1, math.ceil((tokens or 0) / cfg.batch_tokens))
     if steps < 1:
         raise UserError("there is nothing to do in 0 steps", "give --steps or --tokens above 0")
-    warmup = cfg.warmup_steps if cfg.warmup_steps is not None else min(max(10, steps // 50), max(1, steps // 10))
+    warmup = (
+        cfg.warmup_steps if cfg.warmup_steps is not None else min(max(10, steps // 50), max(1, steps // 10))
+    )
     lr = cfg.lr if cfg.lr is not None else suggested_lr(spec)
     reasons.append(Reason("steps", f"{steps:,}", f"of {cfg.batch_tokens:,} tokens; {warmup} of them warm-up"))
     reasons.append(Reason("peak rate", lr, "asked for" if cfg.lr is not None else "from the width, as above"))
-    reasons.append(Reason("epochs", f"{steps * cfg.batch_tokens / max(1, available):.2f}", f"of {available:,} tokens"))
+    reasons.append(
+        Reason("epochs", f"{steps * cfg.batch_tokens / max(1, available):.2f}", f"of {available:,} tokens")
+    )
     plan = loop.LoopConfig(
         steps=steps,
         micro_tokens=cfg.micro_tokens,
@@ -167,7 +179,9 @@ def _evaluation(
     """Held-out loss in nats per token and bits per UTF-8 byte of the predicted tokens."""
     batches = list(shard_batches(shards, cfg.micro_tokens, cfg.context, cfg.eval_tokens))
     normaliser = sum(float(b.weight_N.sum()) for b in batches)
-    bytes_V = torch.tensor([len(tok.bytes_of(i)) for i in range(tok.vocab_size)], dtype=torch.float32, device=device)
+    bytes_V = torch.tensor(
+        [len(tok.bytes_of(i)) for i in range(tok.vocab_size)], dtype=torch.float32, device=device
+    )
 
     def loss(model: Any, batch: Batch, total: float) -> Loss:
         one = lm_loss(model, batch, total)
@@ -177,6 +191,10 @@ def _evaluation(
     def evaluate(model: torch.nn.Module) -> dict[str, float]:
         numbers = loop.heldout(model, batches, loss, normaliser)
         bits = numbers["nll"] / math.log(2) / max(1.0, numbers["bytes"])
-        return {"loss": numbers["loss"], "bits_per_byte": bits, "accuracy": numbers["correct"] / numbers["tokens"]}
+        return {
+            "loss": numbers["loss"],
+            "bits_per_byte": bits,
+            "accuracy": numbers["correct"] / numbers["tokens"],
+        }
 
     return evaluate

@@ -1,11 +1,13 @@
 """Fine-tune a model on conversations: only what the assistant says carries loss.
 
-    base model, conversations -> model:  minimise -log p(assistant tokens and their stop token | what stands before)
+    base model, conversations -> model:  minimise -log p(assistant tokens and their stop token | what stands
+    before)
 
-Conversations are packed without padding and never see each other. With `replay` shards, a share of every step is
-pre-training text, which keeps what the base knew (the ptx idea of InstructGPT, Ouyang et al. 2022, arXiv 2203.02155).
-By default the last weights come out although the held-out loss may have risen: InstructGPT's section 3.5 trained 16
-epochs, over-fitted from the second on, and had better preference scores and human ratings for it.
+Conversations are packed without padding and never see each other. With `replay` shards, a share of every step
+is pre-training text, which keeps what the base knew (the ptx idea of InstructGPT, Ouyang et al. 2022, arXiv
+2203.02155). By default the last weights come out although the held-out loss may have risen: InstructGPT's
+section 3.5 trained 16 epochs, over-fitted from the second on, and had better preference scores and human
+ratings for it.
 """
 
 from __future__ import annotations
@@ -42,7 +44,7 @@ VERSION = 1
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """How long and how to fine-tune. What the model is, its context and tokenizer are inherited from `base`."""
+    """How long and how to fine-tune. The model, its context and its tokenizer are inherited from `base`."""
 
     epochs: float = 2.0
     """Times every conversation is seen."""
@@ -53,8 +55,9 @@ class Config:
     batch_tokens: int = 8192
     """Tokens of one optimiser step, prompts included."""
     micro_tokens: int = 4096
-    """Tokens of one forward pass: memory against speed. It is Config because the order of additions moves last bits."""
-    replay: float = 0.1
+    """Tokens of one forward pass: memory against speed. It is Config because the order of additions moves
+    last bits."""
+    replay_share: float = 0.1
     """Share of the step's tokens that come from the `replay` shards, if they are given."""
     optimizer: Literal["adamw", "muon"] = "adamw"
     """muon: hidden matrices by Muon, the rest by AdamW."""
@@ -103,19 +106,21 @@ def run(cfg: Config, inputs: Mapping[str, Artefact], out: Path, rt: Runtime) -> 
     held = _examples(inputs["data"].path, "heldout", tok, context, rt.strict, held_fit)
     if not examples:
         raise UserError(
-            f"no conversation of {inputs['data'].path} can be trained on: {fitted.dropped} of {fitted.dropped} have no "
-            f"answer within {context} tokens",
+            f"no conversation of {inputs['data'].path} can be trained on: "
+            f"{fitted.dropped} were read, none with an answer within {context} tokens",
             "raise --context, or look at the data: every conversation needs an assistant turn",
         )
     if fitted.truncated or fitted.dropped:
-        machine.say(f"{fitted.truncated} conversations cut at a turn, {fitted.dropped} dropped: over {context} tokens")
+        machine.say(
+            f"{fitted.truncated} conversations cut at a turn, {fitted.dropped} dropped: over {context} tokens"
+        )
 
     loader: Any = ExampleLoader(examples, cfg.batch_tokens, cfg.seed)
     epoch = loader.steps_per_epoch
-    if "replay" in inputs and cfg.replay > 0:
+    if "replay" in inputs and cfg.replay_share > 0:
         shards = Shards.open(inputs["replay"].path, "train")
         check_vocab(spec, shards.vocab_size)
-        replay_tokens = round(cfg.batch_tokens * cfg.replay / (1.0 - cfg.replay))
+        replay_tokens = round(cfg.batch_tokens * cfg.replay_share / (1.0 - cfg.replay_share))
         loader = Mixed((loader, PretrainLoader(shards, replay_tokens, min(context, replay_tokens), cfg.seed)))
     plan = _plan(cfg, spec, epoch, machine.say)
     model.checkpoint_every = cfg.recompute
@@ -146,7 +151,7 @@ def run(cfg: Config, inputs: Mapping[str, Artefact], out: Path, rt: Runtime) -> 
 
 @dataclass(frozen=True)
 class Mixed:
-    """Several loaders side by side: a step is one step of each, under one normaliser, so a token is a token."""
+    """Several loaders side by side under one normaliser: a token is a token, wherever it comes from."""
 
     loaders: Sequence[Any]
 
@@ -158,7 +163,8 @@ class Mixed:
 
 
 def _context(cfg: Config, spec: Spec, say: Callable[[str], None]) -> int:
-    """The base's context, or the smaller one asked for. Raises UserError when more is asked than positions exist."""
+    """The base's context, or the smaller one asked for. Raises UserError when more is asked than positions
+    exist."""
     if cfg.context is None:
         say(f"context {spec.max_pos} tokens: inherited from the base")
         return spec.max_pos
@@ -182,15 +188,20 @@ def _plan(cfg: Config, spec: Spec, epoch: int, say: Callable[[str], None]) -> lo
         micro_tokens=cfg.micro_tokens,
         optim=OptimConfig(name=cfg.optimizer, lr=lr, weight_decay=cfg.weight_decay),
         schedule=Schedule(
-            kind=cfg.schedule, warmup_steps=max(1, round(cfg.warmup_share * steps)), final_ratio=cfg.final_ratio
+            kind=cfg.schedule,
+            warmup_steps=max(1, round(cfg.warmup_share * steps)),
+            final_ratio=cfg.final_ratio,
         ),
         eval_steps=cfg.eval_steps or epoch,
         keep=cfg.keep,
     )
 
 
-def _examples(folder: Path, split: str, tok: Tokenizer, context: int, strict: bool, count: Fit) -> list[Rendered]:
-    """Conversations as ids and masks, cut at a turn to fit; those without an answer inside the context are dropped."""
+def _examples(
+    folder: Path, split: str, tok: Tokenizer, context: int, strict: bool, count: Fit
+) -> list[Rendered]:
+    """Conversations as ids and masks, cut at a turn to fit; those without an answer inside the context are
+    dropped."""
     examples = []
     for number, messages in _conversations(folder / f"{split}.jsonl"):
         whole = render(messages, tok)
@@ -204,7 +215,8 @@ def _examples(folder: Path, split: str, tok: Tokenizer, context: int, strict: bo
             )
         elif strict:
             raise UserError(
-                f"{folder / split}.jsonl line {number}: {len(whole)} tokens do not fit a context of {context}",
+                f"{folder / split}.jsonl line {number}: "
+                f"{len(whole)} tokens do not fit a context of {context}",
                 "raise --context, shorten the conversation, or run without --strict to cut it at a turn",
             )
         elif some is not None:
@@ -238,7 +250,9 @@ def _supervised_share(examples: Sequence[Rendered]) -> float:
     return sum(sum(e.mask) for e in examples) / max(1, sum(len(e) for e in examples))
 
 
-def _evaluation(examples: Sequence[Rendered], micro_tokens: int) -> Callable[[torch.nn.Module], dict[str, float]]:
+def _evaluation(
+    examples: Sequence[Rendered], micro_tokens: int
+) -> Callable[[torch.nn.Module], dict[str, float]]:
     """Loss in nats per assistant token, and the share of them that the model would have chosen."""
     batches = list(example_batches(examples, micro_tokens))
     normaliser = sum(float(b.weight_N.sum()) for b in batches)

@@ -1,1 +1,1 @@
-"""Everything that knows about machines: devices, ranks, checkpoints on disk, and the one training loop part."""
+"""Everything that knows about machines: devices, ranks, checkpoints on disk, the one training loop."""

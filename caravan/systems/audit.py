@@ -1,7 +1,8 @@
 """Checks a trainer makes on itself, each with a name and a remedy.
 
-A check that finds the run meaningless raises UserError; one that finds it merely suspicious returns a warning. They
-cost next to nothing and run in the first steps, where every silent bug of training code already shows.
+A check that finds the run meaningless raises UserError; one that finds it merely suspicious returns a
+warning. They cost next to nothing and run in the first steps, where every silent bug of training code already
+shows.
 """
 
 from __future__ import annotations
@@ -19,14 +20,16 @@ def normaliser(value: float, step: int) -> None:
     if not value > 0:
         raise UserError(
             f"audit supervised-tokens: step {step} has no token with a loss",
-            "no example has an assistant turn, or every one is cut off before it; look at the data or raise the context",
+            "no example has an assistant turn, or all are cut off before it; look at the data",
         )
 
 
 def batches(step_batches: Sequence[Batch], step: int) -> None:
     """batch-shape: lengths add up, positions restart with each segment, no batch is empty of supervision."""
     for i, batch in enumerate(step_batches):
-        assert sum(batch.lengths) == batch.ids_N.numel() == batch.targets_N.numel(), f"step {step} batch {i}: lengths"
+        assert sum(batch.lengths) == batch.ids_N.numel() == batch.targets_N.numel(), (
+            f"step {step} batch {i}: lengths"
+        )
         if not bool((batch.weight_N > 0).any()):
             raise UserError(
                 f"audit batch-shape: micro batch {i} of step {step} has no supervised token",
@@ -49,7 +52,9 @@ def gradients(trainee: Trainee) -> str | None:
     """gradient-reach: after the first step every trainable parameter has had a gradient."""
     missing = trainee.unreached
     if missing:
-        return f"audit gradient-reach: no gradient for {', '.join(missing[:5])}" + (" ..." if len(missing) > 5 else "")
+        return f"audit gradient-reach: no gradient for {', '.join(missing[:5])}" + (
+            " ..." if len(missing) > 5 else ""
+        )
     return None
 
 

@@ -1,10 +1,10 @@
 """What to do about loss spikes and steps that are not finite.
 
-PaLM (Chowdhery et al. 2022, arXiv 2204.02311, section 5.1) restarts from a checkpoint before a spike and skips the
-data that led to it. Here, in three grades, all decided from numbers of the run alone, so that a resumed or repeated
-run decides the same: a single outlying or non-finite step is not applied; after `patience` of them in a row the run
-goes back to the last anchor (a checkpoint at a fixed multiple of steps) and goes on with the data after the spike;
-after `max_rollbacks` it stops with a sentence.
+PaLM (Chowdhery et al. 2022, arXiv 2204.02311, section 5.1) restarts from a checkpoint before a spike and
+skips the data that led to it. Here, in three grades, all decided from numbers of the run alone, so that a
+resumed or repeated run decides the same: a single outlying or non-finite step is not applied; after
+`patience` of them in a row the run goes back to the last anchor (a checkpoint at a fixed multiple of steps)
+and goes on with the data after the spike; after `max_rollbacks` it stops with a sentence.
 """
 
 from __future__ import annotations
@@ -51,7 +51,9 @@ class Guard:
         if not self.config.sigma or len(self.losses) < self.config.least:
             return True
         # The margins keep a very smooth run from calling an ordinary hard batch an outlier.
-        return loss <= self._limit(self.losses, 0.5) and grad_norm <= self._limit(self.norms, 2.0 * _mean(self.norms))
+        return loss <= self._limit(self.losses, 0.5) and grad_norm <= self._limit(
+            self.norms, 2.0 * _mean(self.norms)
+        )
 
     def record(self, loss: float, grad_norm: float, applied: bool) -> Verdict:
         """Take note of a step and say what to do now. Raises UserError after too many rollbacks."""

@@ -1,8 +1,10 @@
-"""The one training loop part, used by pretrain, sft, reward and prefer: `run` is the order of events on one screen.
+"""The one training loop part, used by pretrain, sft, reward and prefer: `run` is the order of events on one
+screen.
 
-A run can be killed at any moment and started again: it goes on from the last checkpoint and ends with the same bytes
-as a run that was never killed. That holds because the data of a step is a pure function of the step number, and all
-else (masters, moments, running statistics, best step, random state) is in the checkpoint.
+A run can be killed at any moment and started again: it goes on from the last checkpoint and ends with the
+same bytes as a run that was never killed. That holds because the data of a step is a pure function of the
+step number, and all else (masters, moments, running statistics, best step, random state) is in the
+checkpoint.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
@@ -28,12 +31,13 @@ if TYPE_CHECKING:
 
 M = TypeVar("M", bound=torch.nn.Module)
 B = TypeVar("B")
+B_co = TypeVar("B_co", covariant=True)
 
 
-class Loader(Protocol[B]):
+class Loader(Protocol[B_co]):
     """Data as a pure function of the step number."""
 
-    def micro_batches(self, step: int, micro_tokens: int) -> Sequence[B]: ...
+    def micro_batches(self, step: int, micro_tokens: int) -> Sequence[B_co]: ...
 
     def normaliser(self, step: int) -> float: ...
 
@@ -88,10 +92,10 @@ def run(
 ) -> History:
     """Train for `cfg.steps` steps; afterwards the trainee holds the weights `cfg.keep` asks for.
 
-    `loss(model, micro_batch, normaliser)` is divided by the step's normaliser already. `evaluate(model)` runs on every
-    rank, returns the same numbers everywhere, and `loss` among them is what `keep="best"` minimises. `fresh_vocab` is
-    given for an untrained model (audit of the first loss); `say` gets warnings and events as sentences.
-    Raises UserError when training diverges or a step has no supervised token.
+    `loss(model, micro_batch, normaliser)` is divided by the step's normaliser already. `evaluate(model)` runs
+    on every rank, returns the same numbers everywhere, and `loss` among them is what `keep="best"` minimises.
+    `fresh_vocab` is given for an untrained model (audit of the first loss); `say` gets warnings and events as
+    sentences. Raises UserError when training diverges or a step has no supervised token.
     """
     work, first = Path(rt.work), parallel.rank_world()[0] == 0
     history, guard = _resume(trainee, Guard(cfg.guard), work, say)
@@ -103,7 +107,8 @@ def run(
         batches, total = loader.micro_batches(step, cfg.micro_tokens), loader.normaliser(step)
         audit.normaliser(total, step)
         lr = lr_at(step, cfg.steps, cfg.optim.lr, cfg.schedule)
-        done = train_step(trainee, parallel.mine(batches), lambda b: loss(model, b, total), lr, guard.judge)  # noqa: B023
+        of_batch = partial(_loss_of, loss, model, total)
+        done = train_step(trainee, parallel.mine(batches), of_batch, lr, guard.judge)
         if history.first_loss is None:
             _first_step_audit(trainee, batches, done.loss, fresh_vocab, say)
         verdict = guard.record(done.loss, done.grad_norm, done.applied)
@@ -127,8 +132,16 @@ def run(
             _keep_best(trainee, history, work, cfg, first)
         metrics.write(step=step, **numbers)
         timing.write(step=step, seconds=seconds, tokens_per_second=_real_tokens(batches) / seconds)
-        rt.report(history.step, cfg.steps, "steps", loss=done.loss, tokens_per_second=_real_tokens(batches) / seconds)
-        due = time.monotonic() - saved_at >= rt.save_seconds or (rt.save_steps and history.step % rt.save_steps == 0)
+        rt.report(
+            history.step,
+            cfg.steps,
+            "steps",
+            loss=done.loss,
+            tokens_per_second=_real_tokens(batches) / seconds,
+        )
+        due = time.monotonic() - saved_at >= rt.save_seconds or (
+            rt.save_steps and history.step % rt.save_steps == 0
+        )
         anchor = bool(cfg.anchor_steps) and history.step % cfg.anchor_steps == 0
         if anchor or last or parallel.any_rank(bool(due)):
             metrics.sync()
@@ -137,9 +150,15 @@ def run(
     audit.ranks_agree(trainee, history.step)
     if cfg.keep == "best" and history.best_step not in (None, history.step):
         best = state.load_latest(work / "best", at_most=history.best_step, restore_rng=False)
-        assert best is not None and best.step == history.best_step, "the best checkpoint is gone from the work folder"
+        assert best is not None and best.step == history.best_step, (
+            "the best checkpoint is gone from the work folder"
+        )
         trainee.load_masters(best.tensors["master"])
     return history
+
+
+def _loss_of(loss: Callable[[Any, B, float], Loss], model: Any, normaliser: float, batch: B) -> Loss:
+    return loss(model, batch, normaliser)
 
 
 def _resume(trainee: Trainee, guard: Guard, work: Path, say: Callable[[str], None]) -> tuple[History, Guard]:
@@ -165,7 +184,8 @@ def _save(trainee: Trainee, history: History, guard: Guard, folder: Path, first:
 
 
 def _roll_back(trainee: Trainee, history: History, work: Path, say: Callable[[str], None]) -> int | None:
-    """Weights and moments of the newest anchor; the data since then stays skipped. None: there was no anchor yet."""
+    """Weights and moments of the newest anchor; the data since then stays skipped. None: there was no anchor
+    yet."""
     anchor = state.load_latest(work / "anchor", at_most=history.step, restore_rng=False)
     if anchor is None:
         return None
@@ -201,7 +221,8 @@ def _real_tokens(batches: Iterable[Any]) -> int:
 def heldout(
     model: Any, batches: Sequence[B], loss: Callable[[Any, B, float], Loss], normaliser: float
 ) -> dict[str, float]:
-    """Mean loss and summed statistics over held-out batches, shared among the ranks; equal numbers on all of them."""
+    """Mean loss and summed statistics over held-out batches, shared among the ranks; equal numbers on all of
+    them."""
     total: dict[str, torch.Tensor] = {}
     value: torch.Tensor | None = None
     for batch in parallel.mine(batches):
@@ -211,6 +232,8 @@ def heldout(
             total[name] = total[name] + number.float() if name in total else number.float()
     zero = torch.zeros((), device=next(model.parameters()).device)
     names = parallel.union(total)
-    numbers = parallel.sum_(torch.stack([zero if value is None else value, *(total.get(n, zero) for n in names)]))
+    numbers = parallel.sum_(
+        torch.stack([zero if value is None else value, *(total.get(n, zero) for n in names)])
+    )
     mean, *sums = numbers.tolist()
     return {"loss": mean, **dict(zip(names, sums, strict=True))}

@@ -1,7 +1,8 @@
-"""metrics.jsonl (numbers that a repeated run gives again, bit for bit) and timing.jsonl (what the clock said).
+"""metrics.jsonl (numbers that a repeated run gives again, bit for bit) and timing.jsonl (what the clock
+said).
 
-One JSON object per line, each with its `step`. Opened at a resume, the lines from that step on are dropped, so the
-file never holds a step twice.
+One JSON object per line, each with its `step`. Opened at a resume, the lines from that step on are dropped,
+so the file never holds a step twice.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Data parallelism under `torchrun`: gloo on CPUs, nccl on CUDA. Without torchrun every function is a no-op.
 
-Rank r of W takes micro batches r, r + W, ... of each step; the flat fp32 gradient is summed over ranks once per step.
-The loss of every micro batch is already divided by the normaliser of the whole step, so a sum is all that is needed
-and W ranks compute what one rank would, up to the order of additions.
+Rank r of W takes micro batches r, r + W, ... of each step; the flat fp32 gradient is summed over ranks once
+per step. The loss of every micro batch is already divided by the normaliser of the whole step, so a sum is
+all that is needed and W ranks compute what one rank would, up to the order of additions.
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ def start(device: torch.device) -> tuple[int, int]:
 
 def rank_world() -> tuple[int, int]:
     """(rank, world) of the running group; (0, 1) alone."""
-    return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
+    return (
+        (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
+    )
 
 
 def mine(items: Sequence[T]) -> Sequence[T]:
@@ -85,7 +87,7 @@ def fingerprint(tensors: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]]) ->
     digest = hashlib.sha256()
     for name, tensor in tensors.items() if isinstance(tensors, Mapping) else tensors:
         digest.update(name.encode())
-        digest.update(memoryview(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()))
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 

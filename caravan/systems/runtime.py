@@ -57,7 +57,8 @@ def setup(rt: Runtime, seed: int = 0, precision: Precision = "auto") -> Machine:
     np.random.seed(seed & 0xFFFFFFFF)
     torch.manual_seed(seed)
     torch.use_deterministic_algorithms(True, warn_only=device.type != "cpu")
-    torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid: a pass over every new tensor
+    # A debugging aid that deterministic mode turns on: a pass over every new tensor.
+    setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010 (unknown to type checkers)
     if device.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     dtype, reason = choose_dtype(device, precision)
@@ -79,7 +80,8 @@ def _device(name: str) -> torch.device:
 
 
 def available_threads() -> int:
-    """Cores this process may use: affinity, cgroup quota, and OMP_NUM_THREADS if it is set (the least of them)."""
+    """Cores this process may use: affinity, cgroup quota, and OMP_NUM_THREADS if it is set (the least of
+    them)."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = cgroup_cores()
     limits = [cores] + ([quota] if quota else [])
@@ -90,7 +92,8 @@ def available_threads() -> int:
 
 
 def cgroup_cores(root: Path = Path("/sys/fs/cgroup")) -> int | None:
-    """Whole cores of the CPU quota (cgroup v2 or v1), or None without one. A container sees all cores of its host."""
+    """Whole cores of the CPU quota (cgroup v2 or v1), or None without one. A container sees all cores of its
+    host."""
     try:
         if (root / "cpu.max").exists():
             quota, period = (root / "cpu.max").read_text().split()
@@ -107,8 +110,8 @@ def cgroup_cores(root: Path = Path("/sys/fs/cgroup")) -> int | None:
 def choose_dtype(device: torch.device, precision: Precision) -> tuple[torch.dtype, str]:
     """bf16 where the hardware multiplies it faster than fp32 and a self-test gives right numbers; else fp32.
 
-    Speed is read from what the processor says it can do, not from a clock: a busy minute must not change the weights
-    that come out. fp16 is never used (on CPUs it is emulated, and it needs loss scaling anywhere).
+    Speed is read from what the processor says it can do, not from a clock: a busy minute must not change the
+    weights that come out. fp16 is never used (on CPUs it is emulated, and it needs loss scaling anywhere).
     """
     if precision == "fp32":
         return torch.float32, "asked for"

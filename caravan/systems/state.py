@@ -1,7 +1,8 @@
 """Checkpoints that survive a kill at any moment: safetensors and json only.
 
-A checkpoint is a folder `step-00000120/` with `tensors.safetensors` and `state.json` (which holds the size of the
-former, so a torn write is noticed). It is written beside, flushed to the disk and renamed; the last `keep` stay.
+A checkpoint is a folder `step-00000120/` with `tensors.safetensors` and `state.json` (which holds the size of
+the former, so a torn write is noticed). It is written beside, flushed to the disk and renamed; the last
+`keep` stay.
 """
 
 from __future__ import annotations
@@ -32,10 +33,13 @@ class Saved:
     scalars: dict[str, Any]
 
 
-def save(folder: Path, step: int, tensors: Mapping[str, Tensor], scalars: Mapping[str, Any], keep: int = 2) -> Path:
+def save(
+    folder: Path, step: int, tensors: Mapping[str, Tensor], scalars: Mapping[str, Any], keep: int = 2
+) -> Path:
     """Write checkpoint `step` under `folder` atomically, with torch's CPU random state, and drop older ones.
 
-    `scalars` is any JSON value tree; floats come back bit-equal (shortest round trip), NaN and infinity included.
+    `scalars` is any JSON value tree; floats come back bit-equal (shortest round trip), NaN and infinity
+    included.
     """
     folder.mkdir(parents=True, exist_ok=True)
     final = folder / f"step-{step:08d}"
@@ -47,7 +51,9 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensor], scalars: Mappin
         part.mkdir()
         save_file(everything, part / "tensors.safetensors")
         size = (part / "tensors.safetensors").stat().st_size
-        (part / "state.json").write_text(json.dumps({"step": step, "tensor_bytes": size, "scalars": dict(scalars)}))
+        (part / "state.json").write_text(
+            json.dumps({"step": step, "tensor_bytes": size, "scalars": dict(scalars)})
+        )
         for name in ("tensors.safetensors", "state.json", "."):
             _flush(part / name)
     except (OSError, SafetensorError) as failure:
@@ -55,7 +61,7 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensor], scalars: Mappin
         size = sum(tensor.nbytes for tensor in everything.values())
         raise UserError(
             f"cannot write the checkpoint of step {step} ({size / 1e6:.0f} MB) to {folder}: {failure}",
-            "free some space or check permissions, then run the same command: it goes on from the checkpoint before",
+            "free some space or check permissions, then run the same command: it resumes where it last saved",
         ) from failure
     if final.exists():  # a resumed run reaches the same step again
         shutil.rmtree(final)
@@ -69,7 +75,8 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensor], scalars: Mappin
 
 
 def load_latest(folder: Path, at_most: int | None = None, restore_rng: bool = True) -> Saved | None:
-    """The newest whole checkpoint (not after step `at_most`), or None. Broken ones are named on stderr and passed over.
+    """The newest whole checkpoint (not after step `at_most`), or None. Broken ones are named on stderr and
+    passed over.
 
     Restores torch's CPU random state unless told not to.
     """

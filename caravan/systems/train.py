@@ -1,9 +1,9 @@
 """A model with its optimiser, and the one training step.
 
-The model's weights live in the compute dtype (bf16 or fp32); the masters, moments and the gradient of the whole step
-are flat fp32 buffers. In fp32 the weights ARE the master buffer (no copies at all); in bf16 each parameter's gradient
-is added to the fp32 buffer the moment it is ready and freed, and one cast per step carries the masters back. There is
-no autocast, so no weight is ever cast twice.
+The model's weights live in the compute dtype (bf16 or fp32); the masters, moments and the gradient of the
+whole step are flat fp32 buffers. In fp32 the weights ARE the master buffer (no copies at all); in bf16 each
+parameter's gradient is added to the fp32 buffer the moment it is ready and freed, and one cast per step
+carries the masters back. There is no autocast, so no weight is ever cast twice.
 
 Shapes: N flat tokens, D width, V vocabulary.
 """
@@ -30,10 +30,12 @@ B = TypeVar("B")
 
 
 class Trainee:
-    """A model being trained. Give it the model in fp32 on its device; it takes over the storage of the weights.
+    """A model being trained. Give it the model in fp32 on its device; it takes over the storage of the
+    weights.
 
-    `keep_fp32`: prefixes of parameter names that stay fp32 (a scalar score head). Parameters with requires_grad False
-    are cast and left alone. Attributes: `model`, `slots` (where each parameter lives in the flat buffers), `optimiser`.
+    `keep_fp32`: prefixes of parameter names that stay fp32 (a scalar score head). Parameters with
+    requires_grad False are cast and left alone. Attributes: `model`, `slots` (where each parameter lives in
+    the flat buffers), `optimiser`.
     """
 
     def __init__(
@@ -49,7 +51,10 @@ class Trainee:
         wanted = {name: p for name, p in params.items() if p.requires_grad}
         assert wanted, "no parameter is trainable"
         self.slots = layout(
-            ((name, tuple(p.shape)) for name, p in wanted.items()), config.name, _not_muon(model), fused_rows(model)
+            ((name, tuple(p.shape)) for name, p in wanted.items()),
+            config.name,
+            _not_muon(model),
+            fused_rows(model),
         )
         device = next(iter(wanted.values())).device
         size = self.slots[-1].stop
@@ -140,9 +145,10 @@ def train_step(
 ) -> StepResult:
     """Gradient over `batches` (this rank's share of the step), all-reduce, clip, finite check, update.
 
-    `loss(batch)` must already be divided by the normaliser of the whole step (all micro batches of all ranks), so that
-    values and gradients simply add up. `accept(loss, grad_norm)`, if given, may refuse the update (spikes); it must
-    give the same answer on every rank, which it does when it depends on its arguments and on earlier ones alone.
+    `loss(batch)` must already be divided by the normaliser of the whole step (all micro batches of all
+    ranks), so that values and gradients simply add up. `accept(loss, grad_norm)`, if given, may refuse the
+    update (spikes); it must give the same answer on every rank, which it does when it depends on its
+    arguments and on earlier ones alone.
     """
     trainee.begin()
     total: dict[str, Tensor] = {}
@@ -156,7 +162,9 @@ def train_step(
     trainee.finish()
     parallel.sum_(trainee.grad)
     names = parallel.union(total)
-    numbers = parallel.sum_(torch.stack([value, *(total.get(name, torch.zeros_like(value)) for name in names)]))
+    numbers = parallel.sum_(
+        torch.stack([value, *(total.get(name, torch.zeros_like(value)) for name in names)])
+    )
     norm = torch.linalg.vector_norm(trainee.grad)
     loss_value, *stats, grad_norm = torch.cat([numbers, norm[None]]).tolist()
     finite = math.isfinite(loss_value) and math.isfinite(grad_norm)

@@ -1,4 +1,4 @@
-"""kill -9 at any moment, run the same command again: the same artefact id as the run that was never killed."""
+"""kill -9 at any moment, run the same command again: the artefact id of the run that was never killed."""
 
 import random
 
@@ -16,8 +16,14 @@ def inputs(tmp_path_factory):
 @pytest.mark.parametrize("stage", ["pretrain", "sft"])
 def test_killed_at_any_moment_the_same_artefact_comes_out(tmp_path, inputs, stage):
     draw = random.Random(stage)
-    moments = [("step", 1), ("fsync", draw.randint(1, 4)), ("step", draw.randint(3, 6)), ("fsync", draw.randint(5, 12)),
-               ("step", draw.randint(7, 9)), ("none", 0)]  # fmt: skip
+    moments = [
+        ("step", 1),
+        ("fsync", draw.randint(1, 4)),
+        ("step", draw.randint(3, 6)),
+        ("fsync", draw.randint(5, 12)),
+        ("step", draw.randint(7, 9)),
+        ("none", 0),
+    ]
     runs = [[str(tmp_path / "whole"), stage, {}, "none", 0]]
     runs += [[str(tmp_path / "killed"), stage, {}, kind, at] for kind, at in moments]
     whole, killed = training_toys.finish(training_toys.start(inputs, runs))

@@ -1,4 +1,4 @@
-"""What must not depend on how a step is cut up: accumulation, packing, batch composition, dtype bookkeeping."""
+"""What must not depend on how a step is cut up: accumulation, packing, batch composition, dtypes."""
 
 import json
 import math
@@ -108,7 +108,9 @@ def test_masters_and_weights_agree_after_steps_and_loss_falls(dtype, optimiser):
     trainee = Trainee(decoder, OptimConfig(name=optimiser), dtype)
     batch = lm_batch(examples())
     total = float(batch.weight_N.sum())
-    losses = [train_step(trainee, [batch], lambda b: lm_loss(decoder, b, total), 5e-3).loss for _ in range(12)]
+    losses = [
+        train_step(trainee, [batch], lambda b: lm_loss(decoder, b, total), 5e-3).loss for _ in range(12)
+    ]
     assert losses[0] == pytest.approx(math.log(VOCAB), abs=0.2) and losses[-1] < 0.6 * losses[0]
     params = dict(decoder.named_parameters())
     for slot in trainee.slots:
@@ -119,7 +121,10 @@ def test_masters_and_weights_agree_after_steps_and_loss_falls(dtype, optimiser):
     assert kinds["blocks.0.mix.qkv.weight"] == ("muon" if optimiser == "muon" else "decay")
     if optimiser == "muon":
         rows = {slot.name: slot.rows for slot in trainee.slots}
-        assert rows["blocks.0.mix.qkv.weight"] == (128, 128, 128) and rows["blocks.0.ffn.inp.weight"] == (384, 384)
+        assert rows["blocks.0.mix.qkv.weight"] == (128, 128, 128) and rows["blocks.0.ffn.inp.weight"] == (
+            384,
+            384,
+        )
 
 
 def test_frozen_parameters_stay_and_kept_ones_are_fp32():
@@ -140,5 +145,7 @@ def test_a_stage_run_twice_gives_the_same_artefact_and_finite_curves(tmp_path):
     arts = [training_toys.execute(tmp_path / f"store{i}", tmp_path / "in", "pretrain") for i in range(2)]
     assert arts[0].id == arts[1].id
     lines = [json.loads(line) for line in (arts[0].path / "metrics.jsonl").read_text().splitlines()]
-    assert lines[0]["loss"] == pytest.approx(math.log(291), abs=0.3) and lines[-1]["loss"] < lines[0]["loss"] - 2
+    assert (
+        lines[0]["loss"] == pytest.approx(math.log(291), abs=0.3) and lines[-1]["loss"] < lines[0]["loss"] - 2
+    )
     assert len([line for line in lines if "eval" in line]) == 4

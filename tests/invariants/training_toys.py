@@ -1,8 +1,10 @@
-"""Toy data for the training stages, and a way to run a stage in child processes that are killed at chosen moments.
+"""Toy data for the training stages, and a way to run a stage in child processes that are killed at chosen
+moments.
 
-As a program: `training_toys.py INPUTS RUNS` does each entry [store, stage, changes of the config, kind, at] of the JSON
-list RUNS in a forked child (torch is imported once): kind "step" is SIGKILL when step `at` is reported, "fsync" at the
-at-th flush to disk, that is inside a checkpoint, "none" runs to the end and prints the artefact's folder.
+As a program: `training_toys.py INPUTS RUNS` does each entry [store, stage, changes of the config, kind, at]
+of the JSON list RUNS in a forked child (torch is imported once): kind "step" is SIGKILL when step `at` is
+reported, "fsync" at the at-th flush to disk, that is inside a checkpoint, "none" runs to the end and prints
+the artefact's folder.
 """
 
 from __future__ import annotations
@@ -15,14 +17,34 @@ import sys
 from pathlib import Path
 
 CONFIGS = {
-    "pretrain": dict(size="nano", context=32, steps=14, batch_tokens=128, micro_tokens=64, eval_steps=4,
-                     eval_tokens=256, keep="best", optimizer="muon", ramp_steps=4, precision="bf16"),
-    "sft": dict(epochs=3.0, batch_tokens=160, micro_tokens=80, keep="best", replay=0.2, precision="bf16"),
-}  # fmt: skip
+    "pretrain": {
+        "size": "nano",
+        "context": 32,
+        "steps": 14,
+        "batch_tokens": 128,
+        "micro_tokens": 64,
+        "ramp_steps": 4,
+        "eval_steps": 4,
+        "eval_tokens": 256,
+        "keep": "best",
+        "optimizer": "muon",
+        "precision": "bf16",
+    },
+    "sft": {
+        "epochs": 3.0,
+        "batch_tokens": 160,
+        "micro_tokens": 80,
+        "keep": "best",
+        "replay_share": 0.2,
+        "precision": "bf16",
+    },
+}
 
 
 def texts(count=60):
-    return [f"Sum {i}: {i} plus {i + 1} makes {2 * i + 1}. The quick fox number {i} jumps." for i in range(count)]
+    return [
+        f"Sum {i}: {i} plus {i + 1} makes {2 * i + 1}. The quick fox number {i} jumps." for i in range(count)
+    ]
 
 
 def write_inputs(folder: Path) -> None:
@@ -38,7 +60,12 @@ def write_inputs(folder: Path) -> None:
     (folder / "conversations").mkdir()
     for split, start, stop in (("train", 0, 24), ("heldout", 24, 30)):
         rows = [
-            {"messages": [{"role": "user", "content": f"{i}+1?"}, {"role": "assistant", "content": str(i + 1)}]}
+            {
+                "messages": [
+                    {"role": "user", "content": f"{i}+1?"},
+                    {"role": "assistant", "content": str(i + 1)},
+                ]
+            }
             for i in range(start, stop)
         ]
         path = folder / "conversations" / f"{split}.jsonl"
@@ -114,9 +141,12 @@ def start(inputs: Path, runs: list, **env: str) -> subprocess.Popen:
     """The program in a process of its own, one thread."""
     here = Path(__file__)
     return subprocess.Popen(
-        [sys.executable, here, inputs, json.dumps(runs)], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        [sys.executable, here, inputs, json.dumps(runs)],
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(here.parents[2]), **env},
-    )  # fmt: skip
+    )
 
 
 def finish(process: subprocess.Popen, seconds: float = 240) -> list[Path]:

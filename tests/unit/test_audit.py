@@ -15,7 +15,9 @@ from caravan.types import Batch, Loss, UserError
 
 def batch(weights=(1.0, 0.0, 1.0)):
     n = len(weights)
-    return Batch(torch.arange(n), torch.arange(n), (n,), torch.zeros(n, dtype=torch.int64), torch.tensor(weights))
+    return Batch(
+        torch.arange(n), torch.arange(n), (n,), torch.zeros(n, dtype=torch.int64), torch.tensor(weights)
+    )
 
 
 def test_supervised_tokens():

@@ -38,7 +38,9 @@ def test_finite_differences():
     def value(h, w):
         return cross_entropy(h, w, targets, weights, 2.0, 4, 0.1).value
 
-    for tensor, grad in zip((hidden, weight), torch.autograd.grad(value(hidden, weight), (hidden, weight)), strict=True):
+    for tensor, grad in zip(
+        (hidden, weight), torch.autograd.grad(value(hidden, weight), (hidden, weight)), strict=True
+    ):
         for i in range(tensor.numel()):
             with torch.no_grad():
                 flat = tensor.view(-1)
@@ -66,7 +68,10 @@ def test_correct_counts_weighted_hits():
 def test_values_of_micro_batches_add_up():
     hidden, weight, targets, weights = problem()
     whole = cross_entropy(hidden, weight, targets, weights, 3.0).value
-    halves = [cross_entropy(hidden[s], weight, targets[s], weights[s], 3.0).value for s in (slice(9), slice(9, None))]
+    halves = [
+        cross_entropy(hidden[s], weight, targets[s], weights[s], 3.0).value
+        for s in (slice(9), slice(9, None))
+    ]
     torch.testing.assert_close(sum(halves), whole)
 
 

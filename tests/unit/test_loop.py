@@ -68,7 +68,11 @@ def test_it_learns_and_writes_one_line_per_step(tmp_path):
     assert lines[-1]["loss"] < 0.05 * lines[0]["loss"]
     assert set(lines[0]) == {"step", "loss", "lr", "grad_norm", "squares"}
     assert lines[0]["squares"] == pytest.approx(lines[0]["loss"] * 8)
-    assert history.tokens == 480 and history.first_loss == lines[0]["loss"] and history.last_loss == lines[-1]["loss"]
+    assert (
+        history.tokens == 480
+        and history.first_loss == lines[0]["loss"]
+        and history.last_loss == lines[-1]["loss"]
+    )
 
 
 def test_a_step_that_is_not_finite_changes_nothing(tmp_path):
@@ -137,7 +141,9 @@ def test_best_weights_come_out(tmp_path):
         return {"loss": abs(len(seen) - 2.0)}
 
     t = trainee()
-    history = loop.run(t, Points(), squared, config(20, eval_steps=5, keep="best"), runtime(tmp_path), evaluate)
+    history = loop.run(
+        t, Points(), squared, config(20, eval_steps=5, keep="best"), runtime(tmp_path), evaluate
+    )
     assert history.best_step == 10 and history.best_eval == {"loss": 0.0}
     assert torch.equal(next(t.model.parameters()), seen[1])
 

@@ -75,7 +75,9 @@ def test_muon_is_the_slow_one():
     for slot in ours.slots[:2]:
         rows = list(slot.rows) or [slot.shape[0]]
         want = slow_muon(before[slot.name], [slot.of(x) for x in grads], rows, 0.02, 0.95, 0.1)
-        torch.testing.assert_close(weights[slot.name], want, rtol=0, atol=2e-3)  # bf16 products in another order
+        torch.testing.assert_close(
+            weights[slot.name], want, rtol=0, atol=2e-3
+        )  # bf16 products in another order
         assert (weights[slot.name] - before[slot.name]).abs().max() > 0.02
 
 

@@ -25,7 +25,13 @@ def test_setup_seeds_and_says_what_it_chose():
     first = torch.rand(2)
     runtime.setup(rt, seed=4, precision="fp32")
     assert torch.equal(first, torch.rand(2))
-    assert (machine.device, machine.dtype, machine.threads, machine.rank, machine.world) == (CPU, torch.float32, 1, 0, 1)
+    assert (machine.device, machine.dtype, machine.threads, machine.rank, machine.world) == (
+        CPU,
+        torch.float32,
+        1,
+        0,
+        1,
+    )
     assert torch.are_deterministic_algorithms_enabled()
 
 

@@ -22,7 +22,9 @@ def test_round_trip_is_bit_equal_with_random_state(tmp_path):
     torch.manual_seed(99)
     saved = state.load_latest(tmp_path)
     assert saved.step == 7 and saved.tensors.keys() == tensors().keys()
-    assert all(torch.equal(saved.tensors[k], t) and saved.tensors[k].dtype == t.dtype for k, t in tensors().items())
+    assert all(
+        torch.equal(saved.tensors[k], t) and saved.tensors[k].dtype == t.dtype for k, t in tensors().items()
+    )
     assert saved.scalars["loss"] == 0.1 + 0.2 and math.isnan(saved.scalars["bad"][0])
     assert torch.equal(torch.rand(3), drawn)
 

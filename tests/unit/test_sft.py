@@ -1,0 +1,110 @@
+"""What sft does with data that does not fit, and what it inherits."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "invariants"))
+import training_toys
+
+from caravan.stage import Runtime
+from caravan.stages import pretrain, sft
+from caravan.store import Artefact
+from caravan.types import UserError
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("inputs")
+    training_toys.write_inputs(folder)
+    return folder
+
+
+def data(folder, *conversations):
+    folder.mkdir()
+    rows = [
+        {
+            "messages": [
+                {"role": r, "content": c} for r, c in zip(("user", "assistant") * 9, turns, strict=False)
+            ]
+        }
+        for turns in conversations
+    ]
+    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return Artefact(folder, {"kind": "conversations"})
+
+
+def run(tmp_path, inputs, conversations, strict=False, **config):
+    roles = {"base": Artefact(inputs / "model", {"kind": "model"}), "data": conversations}
+    (tmp_path / "out").mkdir()
+    rt = Runtime(work=tmp_path / "work", device="cpu", threads=1, strict=strict)
+    return sft.run(sft.Config(**{"steps": 2, "batch_tokens": 128, **config}), roles, tmp_path / "out", rt)
+
+
+LONG = ("7+1?", "8", "Tell me more about the fox that jumps. " * 9, "The quick fox number 3 jumps. " * 9)
+HOPELESS = ("Tell me more about the fox that jumps. " * 20, "no")
+
+
+def test_too_long_is_cut_at_a_turn_or_dropped_and_counted(tmp_path, inputs, capsys):
+    facts = run(tmp_path, inputs, data(tmp_path / "data", ("1+1?", "2"), LONG, HOPELESS))
+    assert (facts["conversations"], facts["truncated"], facts["dropped"]) == (2, 1, 1)
+    said = capsys.readouterr().err
+    assert "1 conversations cut at a turn, 1 dropped" in said and "inherited from the base" in said
+
+
+def test_strict_stops_and_names_the_line(tmp_path, inputs):
+    with pytest.raises(UserError, match=r"line 2: .* do not fit a context of 64"):
+        run(tmp_path, inputs, data(tmp_path / "data", ("1+1?", "2"), LONG), strict=True)
+
+
+def test_nothing_to_train_on_is_a_sentence(tmp_path, inputs):
+    with pytest.raises(UserError, match=r"no conversation .* can be trained on"):
+        run(tmp_path, inputs, data(tmp_path / "data", HOPELESS))
+
+
+def test_an_empty_data_set_is_a_sentence(tmp_path, inputs):
+    with pytest.raises(UserError, match="no conversation"):
+        run(tmp_path, inputs, data(tmp_path / "data"))
+
+
+def test_a_damaged_line_is_named(tmp_path, inputs):
+    broken = data(tmp_path / "data", ("1+1?", "2"))
+    (broken.path / "train.jsonl").open("a").write('{"messages": [{"role": "user"}]}\n')
+    with pytest.raises(UserError, match="line 2 is not a conversation"):
+        run(tmp_path, inputs, broken)
+
+
+def test_more_context_than_the_base_has_is_refused(tmp_path, inputs):
+    with pytest.raises(UserError, match="more than the 64"):
+        run(tmp_path, inputs, data(tmp_path / "data", ("1+1?", "2")), context=65)
+
+
+def test_a_tokenizer_that_does_not_fit_is_refused(tmp_path, inputs):
+    from caravan.data import tokenizer
+
+    shards, other = inputs / "shards", tmp_path / "shards"
+    other.mkdir()
+    for path in shards.glob("*.*"):
+        (other / path.name).write_bytes(path.read_bytes())
+    tokenizer.train(
+        [f"{a}{b} " * 3 for a in "abcdefgh" for b in "ijklmnop"] + training_toys.texts(), 400
+    ).save(other / "tokenizer")
+    roles = {"shards": Artefact(other, {"kind": "shards"})}
+    with pytest.raises(UserError, match="embedding rows"):
+        pretrain.run(
+            pretrain.Config(size="nano", steps=1), roles, tmp_path, Runtime(work=tmp_path, threads=1)
+        )
+
+
+def test_it_learns_the_answers(tmp_path, inputs):
+    chats = data(tmp_path / "data", *[(f"{i}+1?", str(i + 1)) for i in range(8)])
+    facts = run(tmp_path, inputs, chats, steps=40, lr=3e-3, precision="fp32")
+    assert facts["heldout_loss"] < 1.5 and facts["heldout_accuracy"] > 0.45  # from ln(291) = 5.7
+    assert 0 < facts["supervised_share"] < 0.3 and facts["epochs"] == 40 / 2
+    before, after = (load_file(p / "model.safetensors") for p in (inputs / "model", tmp_path / "out"))
+    assert before.keys() == after.keys()
+    names = {p.name for p in (tmp_path / "out").iterdir()}
+    assert {"config.json", "tokenizer.json", "chat_template.jinja", "generation_config.json"} <= names
