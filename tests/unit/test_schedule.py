@@ -21,7 +21,7 @@ def test_falls_towards_the_final_ratio_and_never_rises_after_warmup(kind):
     assert 0.1 < values[-1] < 0.15
     assert lr_at(50, 50, 1.0, Schedule(kind=kind, warmup_steps=5, final_ratio=0.1)) == pytest.approx(0.1)
     assert max(values) == 1.0
-    assert all(a >= b for a, b in itertools.pairwise(values))
+    assert all(a >= b for a, b in itertools.pairwise(values[4:]))
 
 
 def test_cosine_is_halfway_in_the_middle():
