@@ -196,9 +196,10 @@ class Store:
             if not files:
                 raise UserError(f"nothing was written to {out}", "the stage ended without a result")
             ident = content_id(kind, {name: f["sha256"] for name, f in files.items()})
-            manifest = {**record, "schema": SCHEMA, "kind": kind, "id": ident, "key": key, "asked": asked}
-            manifest |= {"published": _now(), "files": files}
-            write_durably(out / "manifest.json", json.dumps(manifest, indent=1, sort_keys=True) + "\n")
+            manifest = {"schema": SCHEMA, "kind": kind, "id": ident, "key": key, "published": _now()}
+            manifest |= {k: v for k, v in record.items() if k not in (*manifest, "asked", "files")}
+            manifest |= {"asked": asked, "files": files}
+            write_durably(out / "manifest.json", json.dumps(manifest, indent=1) + "\n")
             target = self.root / "artefacts" / kind / ident
             seal(out)
             self._place(out, target)

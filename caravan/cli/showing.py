@@ -68,7 +68,7 @@ def _ls(store: Store, kind: str | None) -> int:
 def _show(store: Store, art: Artefact, as_json: bool) -> Iterator[str]:
     m = art.manifest
     if as_json:
-        yield json.dumps({**m, "path": str(art.path)}, indent=1, sort_keys=True)
+        yield json.dumps({**m, "path": str(art.path)}, indent=1)
         return
     called = [n for n, ref in store.names().items() if ref == f"{art.kind}/{art.id}"]
     yield art.ref + (f"  ({', '.join(called)})" if called else "")

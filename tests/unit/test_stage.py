@@ -162,6 +162,7 @@ def test_the_manifest_says_where_it_came_from(store: Store) -> None:
     assert m["runtime"]["device"] == "auto" and m["published"].startswith("20")
     assert set(m["files"]["counts.json"]) == {"size", "sha256"}
     assert not store.verify(art)
+    assert list(m["facts"]) == ["letters", "alpha"], "the stage's order: telling ones first"
 
 
 def test_no_clock_enters_the_files(store: Store, tmp_path: Path) -> None:
