@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 _BLOCK = 256
-_SHORTLIST = 256  # a trained model at temperature 1 has its top-p mass well inside
+_SHORTLISTS = (64, 512)  # only rows too flat for one go on to the next, and then to the whole vocabulary
 _MASK64 = (1 << 64) - 1
 
 
@@ -84,16 +84,17 @@ def draw_index(weight_BV: Tensor, uniform_B: Tensor) -> Tensor:
 
 def truncate(logits_BV: Tensor, top_k: Sequence[int], top_p: Sequence[float]) -> Tensor:
     """-inf for tokens outside the top-k (0: all) and then outside the top-p (1: all) of each row."""
-    V = logits_BV.shape[1]
+    B, V = logits_BV.shape
     k_B = torch.tensor([k if 0 < k < V else V for k in top_k], device=logits_BV.device)
     p_B = torch.tensor(top_p, dtype=torch.float64, device=logits_BV.device)
-    limited = [k for k in top_k if 0 < k < V]
-    open_rows = len(limited) < len(top_k)
-    size = min(V, max([*limited, _SHORTLIST if open_rows else 1]))
-    threshold_B, reached_B = _threshold(logits_BV, k_B, p_B, size)
-    if not bool(reached_B.all()):  # a flat distribution: only these rows pay for the whole vocabulary
-        rows = (~reached_B).nonzero().squeeze(1)
-        threshold_B[rows], _ = _threshold(logits_BV[rows], k_B[rows], p_B[rows], V)
+    threshold_B = torch.empty(B, dtype=logits_BV.dtype, device=logits_BV.device)
+    rows = torch.arange(B, device=logits_BV.device)
+    for size in (*_SHORTLISTS, V):
+        found, reached = _threshold(logits_BV[rows], k_B[rows], p_B[rows], min(size, V))
+        threshold_B[rows] = found
+        rows = rows[~reached]
+        if not len(rows):
+            break
     return logits_BV.masked_fill(logits_BV < threshold_B.unsqueeze(1), float("-inf"))
 
 
@@ -114,7 +115,8 @@ def _threshold(logits_BV: Tensor, k_B: Tensor, p_B: Tensor, size: int) -> tuple[
     threshold_B = top_BK.gather(1, (count_B - 1).unsqueeze(1)).squeeze(1)
     everything = (k_B >= V) & (p_B >= 1)
     threshold_B = torch.where(everything, float("-inf"), threshold_B)
-    reached_B = everything | (count_B < size) | (k_B <= size) | (size == V)
+    # a list shorter than the top-k does not know their mass; one that is all kept does not know where it ends
+    reached_B = everything | (k_B <= size) | ((k_B >= V) & (count_B < size)) | (size == V)
     return threshold_B, reached_B
 
 

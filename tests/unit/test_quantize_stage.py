@@ -10,7 +10,7 @@ import torch
 from caravan.compress import folder
 from caravan.engine.engine import Engine
 from caravan.kernels.attention import Segments
-from caravan.kernels.quantized import QuantLinear
+from caravan.kernels.quantized import QuantLinear, expand
 from caravan.model.checkpoint import TensorFolder, load_model, save_model
 from caravan.model.decoder import Decoder
 from caravan.model.sizes import fresh
@@ -106,8 +106,12 @@ def test_gptq_folder_is_closer_than_rounding_on_what_it_saw(tmp_path: Path) -> N
         return float((logits(load_model(tmp_path / name)) - want).norm() / want.norm())
 
     plain = error(folder.round_to_nearest(model, grid, lambda *_: None), "rtn")
-    better = error(folder.by_gptq(model, grid, text, lambda *_: None), "gptq")
+    gptq_weights = folder.by_gptq(model, grid, text, lambda *_: None)
+    better = error(gptq_weights, "gptq")
     assert better < 0.9 * plain
+    last = model.blocks[1].ffn.out  # what the blocks after it saw were the quantised weights
+    q, scale = gptq_weights["blocks.1.ffn.out"].q_NK, gptq_weights["blocks.1.ffn.out"].scale_NG
+    assert torch.equal(last.weight, expand(q, scale))
 
 
 def test_same_question_same_bytes(tmp_path: Path) -> None:

@@ -79,7 +79,10 @@ def reference_keep(logits: torch.Tensor, k: int, p: float) -> set[int]:
 def test_truncation_keeps_what_the_definition_keeps(vocab: int) -> None:
     torch.manual_seed(1)
     rows = [(0, 1.0), (1, 1.0), (5, 1.0), (0, 0.5), (0, 0.97), (20, 0.9), (0, 1e-9), (vocab + 5, 0.8)]
-    logits = torch.randn(len(rows), vocab) * torch.tensor([3.0, 1, 1, 3, 0.01, 2, 1, 0.001])[:, None]
+    rows += [(64, 1.0), (65, 1.0), (600, 0.9), (64, 0.999999)]
+    logits = (
+        torch.randn(len(rows), vocab) * torch.tensor([3.0, 1, 1, 3, 0.01, 2, 1, 0.001, 1, 1, 0.1, 1])[:, None]
+    )
     kept = truncate(logits, [k for k, _ in rows], [p for _, p in rows]) > -INF
     for b, (k, p) in enumerate(rows):
         want = reference_keep(logits[b], k if k < vocab else 0, p)
