@@ -68,15 +68,18 @@ class _TokenLogprobs(torch.autograd.Function):
                 entropy_N[a:b] = lse_N[a:b] - (p * z).sum(1)
         ctx.save_for_backward(hidden_ND, weight_VD, bias_V, targets_N, lse_N, entropy_N)
         ctx.temperature, ctx.chunk, ctx.entropy = temperature, chunk, entropy
+        ctx.set_materialize_grads(False)  # entropy is often only looked at: no gradient of zeros for it
         if not entropy:
             ctx.mark_non_differentiable(entropy_N)
         return logp_N, entropy_N
 
     @staticmethod
-    def backward(ctx: Any, g_logp_N: Tensor, g_entropy_N: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, g_logp_N: Tensor | None, g_entropy_N: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         hidden_ND, weight_VD, bias_V, targets_N, lse_N, entropy_N = ctx.saved_tensors
         need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
         dtype, n = lse_N.dtype, hidden_ND.shape[0]
+        if g_logp_N is None:
+            g_logp_N = torch.zeros_like(lse_N)
         weight = weight_VD.to(dtype)
         g_hidden = torch.empty_like(hidden_ND) if need_hidden else None
         g_weight = torch.zeros_like(weight) if need_weight else None
@@ -87,7 +90,7 @@ class _TokenLogprobs(torch.autograd.Function):
             g = g_logp_N[a:b, None]
             logp = z.sub_(lse_N[a:b, None])
             p = torch.exp(logp)
-            if ctx.entropy:  # dH/dz = -p (log p + H)
+            if ctx.entropy and g_entropy_N is not None:  # dH/dz = -p (log p + H)
                 gz = -p * (g + g_entropy_N[a:b, None] * (logp + entropy_N[a:b, None]))
             else:
                 gz = p.mul_(-g)

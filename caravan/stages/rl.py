@@ -139,7 +139,7 @@ def run(cfg: Config, inputs: Mapping[str, Artefact], out: Path, rt: Runtime) -> 
     step, control = start.resume(models, control, rt.work / "state")
     metrics = Journal(rt.work / "metrics.jsonl", step, machine.first)
     timing = Journal(rt.work / "timing.jsonl", step, machine.first)
-    saved_at, refused_updates = time.monotonic(), 0
+    saved_at = time.monotonic()
     while step < cfg.steps:
         clock = parts.Clock()
         rollout = parts.roll_out(models, prompts, step, cfg, tok)
@@ -161,8 +161,7 @@ def run(cfg: Config, inputs: Mapping[str, Artefact], out: Path, rt: Runtime) -> 
                         models, minibatches[number], experience, ptx, count, scale, first, cfg, method
                     )
                 )
-        refused_updates = 0 if all(u["applied"] for u in updates) else refused_updates + 1
-        parts.stop_if_diverged(refused_updates, step)
+        parts.stop_if_diverged(updates, metrics.path, step)
         clock.lap("update")
 
         numbers = parts.summary(rollout, experience, score_S, updates)

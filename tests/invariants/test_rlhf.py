@@ -27,6 +27,7 @@ from caravan.data.tokenizer import Tokenizer
 from caravan.engine import rollout, score
 from caravan.kernels.attention import Segments
 from caravan.model.checkpoint import load_model, load_reward
+from caravan.stages import _rl as rl_step
 from caravan.stages import _rl_start as rl_start
 from caravan.stages import prefer, reward, rl
 from caravan.store import Artefact, Store
@@ -228,6 +229,26 @@ def test_micro_batches_change_rounding_only(world) -> None:
     moved = float((a - base).abs().mean())
     assert moved > 1e-4
     assert float((a - b).abs().mean()) < 1e-3 * moved
+
+
+def test_holding_the_first_graph_changes_nothing(world, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One micro batch in one minibatch is differentiated without a second forward: the same weights, bit for
+    bit."""
+    cfg = replace(RL, steps=2, epochs=1, minibatches=1, micro_tokens=4096)
+    held = _rl(world, cfg)
+    ask, counts = rl_step.ask, []
+
+    def forget(*args: Any) -> rl_step.Experience:
+        experience = ask(*args)
+        counts.append(len(experience.held))
+        experience.held.clear()
+        return experience
+
+    monkeypatch.setattr(rl_step, "ask", forget)
+    store = Store(world[0].root.parent / "unheld")
+    inputs = {role: store.add(world[1][kind].path, kind=kind) for role, kind in ROLES["rl"][1].items()}
+    assert stage.execute(store, "rl", cfg, inputs, RT).id == held.id
+    assert counts == [2, 2]
 
 
 def test_ranking_gradient_does_not_depend_on_the_cut(world) -> None:

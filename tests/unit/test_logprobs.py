@@ -39,7 +39,11 @@ def test_gradcheck(with_bias: bool) -> None:
     def only(h, w, b=None):
         return token_logprobs(h, w, targets, 0.7, bias_V=b, chunk=2)
 
+    def entropy_alone(h, w, b=None):
+        return both(h, w, b)[1]
+
     assert torch.autograd.gradcheck(both, leaves)
+    assert torch.autograd.gradcheck(entropy_alone, leaves)
     assert torch.autograd.gradcheck(only, leaves)
 
 
