@@ -35,7 +35,7 @@ class Config:
     """Which model, and where the page goes."""
 
     model: str
-    """The model (or any other artefact): a reference, a name, or a folder written by --output."""
+    """The model: an artefact reference, a name, or a folder written by --output."""
     page: str = "report.html"
     """File to write."""
 

@@ -62,15 +62,25 @@ class Loaded:
 
 
 def find(store: Store, model: str) -> tuple[Path, str, str]:
-    """Folder, weights id and a short name of a model given as a folder path or an artefact reference."""
+    """Folder, weights id and a short name of a model given as an artefact reference or a folder path.
+
+    A reference comes before a path of the same spelling. The short name is the one it was published under, if
+    any.
+    """
     path = Path(model).expanduser()
-    if not path.is_dir():
+    try:
         artefact = store.open(model)
+    except UserError:
+        if not path.is_dir():
+            raise
+    else:
         if artefact.kind != "model":
             raise UserError(
                 f"{artefact.ref} is a {artefact.kind}, not a model", "`caravan ls model` shows the models"
             )
-        return artefact.path, artefact.id, model if "/" not in model else artefact.ref.replace("/", "-")
+        called = [name for name, ref in store.names().items() if ref == f"{artefact.kind}/{artefact.id}"]
+        name = model if model in called else called[0] if called else artefact.ref.replace("/", "-")
+        return artefact.path, artefact.id, name
     if not (path / "config.json").is_file():
         raise UserError(f"{path} is no model folder: config.json is missing", "give a Hugging Face folder")
     manifest = path / "manifest.json"
