@@ -283,7 +283,7 @@ def test_untrusted_chats_stay_text_all_the_way(tmp_path: Path) -> None:
 @given(st.lists(st.text(max_size=30) | st.binary(max_size=30), min_size=1, max_size=8))
 def test_noise_is_quarantined_or_refused_never_a_crash(tmp_path: Path, noise: list[str | bytes]) -> None:
     lines = [n if isinstance(n, bytes) else n.encode() for n in noise]
-    for name, module in MODULES.items():
+    for module in MODULES.values():
         for file in ("raw.jsonl", "raw.txt", "raw.json", "raw"):
             folder = tmp_path / "noise"
             folder.mkdir(exist_ok=True)

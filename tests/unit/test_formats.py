@@ -279,8 +279,15 @@ def test_nothing_to_read_is_said(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no files"):
         read(tmp_path, "corpus")
     (tmp_path / "x.bin").write_bytes(b"\0\0")
-    with pytest.raises(UserError, match="of a format that gives corpus"):
+    with pytest.raises(UserError, match=r"nothing that gives corpus was found in x\.bin"):
         read(tmp_path, "corpus")
+
+
+def test_unknown_records_are_shown_by_their_keys(tmp_path: Path) -> None:
+    (tmp_path / "x.jsonl").write_text('{"query": "q", "reply": "a"}')
+    with pytest.raises(UserError, match=r"x\.jsonl \(records with query, reply\)") as caught:
+        read(tmp_path, "conversations")
+    assert "ShareGPT" in str(caught.value.hint)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
@@ -300,10 +307,11 @@ def test_unreadable_folder_error_is_ours(tmp_path: Path, monkeypatch) -> None:
         formats.files(tmp_path, lambda p: None)
 
 
-KEYS = (
-    "text instruction input output history system conversations messages label tools prompt completion chosen "
-    "rejected responses ranks scores from value role content replies id split source"
-).split()
+KEYS = [
+    *("text", "instruction", "input", "output", "history", "system", "conversations", "messages", "label"),
+    *("tools", "prompt", "completion", "chosen", "rejected", "responses", "ranks", "scores", "from", "value"),
+    *("role", "content", "replies", "id", "split", "source"),
+]
 WORDS = ["", "x", "user", "human", "gpt", "assistant", "system", "\n\nHuman: q\n\nAssistant: a"]
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers(-3, 3) | st.sampled_from(WORDS),

@@ -112,7 +112,7 @@ def read_all(root: Path, kind: str, on_bad: OnBad, limits: Limits, chosen: dict[
         met: list[Problem] = []  # while looking; should a format be found, reading it will meet them again
         best = choose(path, kind, limits, met.append)
         if best is None:
-            for problem in met or [Problem(path, "", expected(kind), "")]:
+            for problem in met or [Problem(path, "", expected(kind), _keys(path, limits))]:
                 on_bad(problem)
             continue
         chosen[name] = f"{best[0]}: {best[1]}"
@@ -120,10 +120,22 @@ def read_all(root: Path, kind: str, on_bad: OnBad, limits: Limits, chosen: dict[
             value = found.value if found.value.source else replace(found.value, source=name)
             yield replace(found, value=value, file=name if path != root else "")
     if not chosen:
-        raise UserError(f"no file in {root} is of a format that gives {kind}", f"expected {expected(kind)}")
+        named = ", ".join(p.name + (f" ({keys})" if (keys := _keys(p, limits)) else "") for p in paths[:3])
+        more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
+        raise UserError(f"nothing that gives {kind} was found in {named}{more}", f"expected {expected(kind)}")
 
 
 def expected(kind: str) -> str:
     """A sentence on what would have been read."""
-    kinds = {n: (load(n).__doc__ or "").strip().splitlines()[0].rstrip(".") for n in names()}
+    kinds = {n: " ".join((load(n).__doc__ or "").split("\n\n")[0].split()).rstrip(".") for n in names()}
     return "one of: " + "; ".join(text for n, text in kinds.items() if kind in load(n).KINDS)
+
+
+def _keys(path: Path, limits: Limits) -> str:
+    """What the first record of a file calls its fields, for a complaint."""
+    first = next(iter(sample_of(path, limits, _ignore)), None)
+    return "records with " + ", ".join(map(str, list(first)[:8])) if isinstance(first, dict) else ""
+
+
+def _ignore(problem: Problem) -> None:
+    """It has been reported already."""
