@@ -51,7 +51,7 @@ class Progress:
         if not self._marks or done < self._marks[-1][1]:  # the first report of a resumed run starts the clock
             self._marks.clear()
             self._marks.append((now, done))
-        if now < self._due:
+        if now < self._due and (done or total):  # words alone ("waiting for ...") are shown at once
             return
         self._due = now + self._pause
         self._marks.append((now, done))
@@ -70,7 +70,8 @@ class Progress:
         if self._last is None:
             return self.stage
         done, total, unit, numbers = self._last
-        parts = [f"{self.stage:<13} {_amount(done)}" + (f"/{_amount(total)} {unit}" if total else f" {unit}")]
+        amount = _amount(done) + (f"/{_amount(total)}" if total else "") if done or total else ""
+        parts = [" ".join(filter(None, [f"{self.stage:<13}", amount, unit]))]
         if total:
             parts.append(f"{100 * done / total:3.0f} %")
         speed = self._speed()
@@ -132,6 +133,8 @@ def execute(
     store: Store, name: str, cfg: Any, inputs: Mapping[str, Artefact | None], rt: stage.Runtime | None = None
 ) -> Artefact:
     """`stage.execute` with its progress shown. An interruption says where the run's checkpoints are."""
+    if stage.rank() > 0:  # one voice is enough
+        return stage.execute(store, name, cfg, inputs, rt)
     question = stage.ask(name, cfg, inputs)
     with Progress(name) as shown:
         if hit := stage.find(store, question):

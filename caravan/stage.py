@@ -189,7 +189,7 @@ def execute(
     question = _settled(store, ask(name, cfg, inputs))
     if hit := store.find(question.key):
         return hit
-    if _rank() > 0:
+    if rank() > 0:
         return _follow(store, question, rt)
     with store.work(
         name, question.key, waiting=lambda: rt.report(0, 0, "waiting for another process")
@@ -204,6 +204,7 @@ def execute(
             try:
                 facts = question.stage.run(cfg, question.inputs, work / "out", replace(rt, work=work))
                 _copy_metrics(work)
+                seconds, peaks = round(time.monotonic() - start, 3), memory.peak()
             except BaseException:
                 shutil.rmtree(work / "out", ignore_errors=True)  # frees the disk; checkpoints stay
                 raise
@@ -214,14 +215,14 @@ def execute(
             "uses": question.uses,
             "inputs": question.asked["inputs"],
             "facts": _json(facts or {}),
-            "seconds": round(time.monotonic() - start, 3),
+            "seconds": seconds,
             "attempts": attempts,
             "runtime": {f.name: getattr(rt, f.name) for f in fields(rt) if f.name not in ("work", "report")},
             "ranks": int(os.environ.get("WORLD_SIZE", "1")),
             "caravan": provenance.code(),
             "libraries": provenance.libraries(),
             "machine": {**provenance.machine(), "accelerator": provenance.accelerator()},
-            **memory.peak(),
+            **peaks,
         }
         return store.publish(work, kind=question.stage.OUTPUT, asked=question.asked, record=record)
 
@@ -327,7 +328,8 @@ def _json(value: Any) -> Any:
 # Several ranks (torchrun): rank 0 holds the lock and publishes; the others run beside it in its work folder.
 
 
-def _rank() -> int:
+def rank() -> int:
+    """Place of this process among those of a launch; 0 if it is alone."""
     return int(os.environ.get("RANK", "0")) if int(os.environ.get("WORLD_SIZE", "1")) > 1 else 0
 
 
@@ -348,7 +350,7 @@ def _follow(store: Store, question: Question, rt: Runtime) -> Artefact:
         hit = store.find(question.key)
         assert hit is not None
         return hit
-    scratch = work / f"out-rank{_rank()}"
+    scratch = work / f"out-rank{rank()}"
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
     with plain_errors(f"running {question.name}"):

@@ -42,7 +42,7 @@ def stage_command(name: str, words: Sequence[str]) -> int:
         if role in taken
     }
     art = progress.execute(store, name, cfg, inputs, rt)
-    if int(os.environ.get("RANK", "0")) > 0:
+    if stage.rank() > 0:
         return 0  # rank 0 speaks for all
     if "name" in taken:
         store.name(taken["name"], art)

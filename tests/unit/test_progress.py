@@ -64,6 +64,12 @@ def test_a_live_line_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     assert text.rstrip().endswith("✓ rl            model/1  from the store")
 
 
+def test_a_wait_is_told_at_once() -> None:
+    stream = io.StringIO()
+    Progress("sft", stream).report(0, 0, "waiting for another process")
+    assert stream.getvalue() == "sft           waiting for another process\n"
+
+
 def test_an_unknown_total_and_a_poor_terminal(tmp_path: Path) -> None:
     with (tmp_path / "out").open("w", encoding="ascii") as stream:
         shown = Progress("corpus", stream)
