@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-from caravan.config import from_dict
 from caravan.stage import Runtime
 from caravan.store import Artefact
 from caravan.types import UserError
@@ -112,17 +112,12 @@ def _weight_bytes(folder: Path) -> int:
 
 def _calibration(data: Path, model: Path, cfg: Config, context: int) -> Iterator[list[int]]:
     """The first `samples` training conversations as token ids."""
-    import orjson
-
+    from caravan.data.records import read_conversations
     from caravan.data.render import render
     from caravan.data.tokenizer import Tokenizer
-    from caravan.types import Conversation, Message
 
     tokenizer = Tokenizer.load(model)
-    with open(data / "train.jsonl", "rb") as lines:
-        for _, line in zip(range(cfg.samples), lines, strict=False):
-            row = orjson.loads(line)
-            messages = tuple(from_dict(Message, m) for m in row["messages"])
-            ids = render(Conversation(messages).messages, tokenizer).ids[: min(cfg.tokens, context)]
-            if ids:
-                yield ids
+    for conversation in islice(read_conversations(data / "train.jsonl"), cfg.samples):
+        ids = render(conversation.messages, tokenizer).ids[: min(cfg.tokens, context)]
+        if ids:
+            yield ids

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from caravan.compress import folder
+from caravan.data.tokenizer import train
 from caravan.engine.engine import Engine
 from caravan.kernels.attention import Segments
 from caravan.kernels.quantized import QuantLinear, expand
@@ -20,7 +21,7 @@ from caravan.stages import quantize
 from caravan.types import Sampling, UserError
 
 
-def build(family: str) -> Decoder:
+def build(family: str, vocab: int = 96) -> Decoder:
     gpt = family == "gpt2"
     norm = Norm(kind="layer", bias=True) if gpt else Norm()
     attn = Attn(
@@ -35,7 +36,7 @@ def build(family: str) -> Decoder:
         FFN(kind="mlp", d_ff=128, act="gelu_new", bias=True) if gpt else FFN(kind="glu", d_ff=128, act="silu")
     )
     spec = Spec(
-        vocab=96,
+        vocab=vocab,
         d=64,
         layers=(Layer(attn=attn, ffn=ffn, norm=norm),) * 2,
         final_norm=norm,
@@ -112,6 +113,31 @@ def test_gptq_folder_is_closer_than_rounding_on_what_it_saw(tmp_path: Path) -> N
     last = model.blocks[1].ffn.out  # what the blocks after it saw were the quantised weights
     q, scale = gptq_weights["blocks.1.ffn.out"].q_NK, gptq_weights["blocks.1.ffn.out"].scale_NG
     assert torch.equal(last.weight, expand(q, scale))
+
+
+def test_gptq_reads_a_conversations_artefact(tmp_path: Path) -> None:
+    words = [f"count {i} and {i + 1} then {i * 7}" for i in range(60)]
+    tokenizer = train(words * 3, 96 + 256)
+    tokenizer.save(tmp_path / "tokenizer")
+    model = build("llama", vocab=tokenizer.vocab_size)
+    save_model(model, tmp_path / "source", tmp_path / "tokenizer")
+    rows = [
+        {
+            "messages": [{"role": "user", "content": w}, {"role": "assistant", "content": w[::-1]}],
+            "id": str(i),
+            "source": "test",
+        }
+        for i, w in enumerate(words)
+    ]
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "train.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+    inputs = {"model": SimpleNamespace(path=tmp_path / "source"), "calibration": SimpleNamespace(path=data)}
+    cfg = quantize.Config(bits=4, group=32, method="gptq", samples=20, tokens=30)
+    facts = quantize.run(cfg, inputs, tmp_path / "out", Runtime(work=tmp_path))
+    assert facts["matrices"] == 8 and 20 * 5 < facts["calibration_tokens"] <= 20 * 30
+    assert (tmp_path / "out" / "tokenizer.json").exists()
+    load_model(tmp_path / "out")
 
 
 def test_same_question_same_bytes(tmp_path: Path) -> None:
