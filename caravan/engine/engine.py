@@ -29,6 +29,8 @@ from caravan.engine.text import TextStream
 from caravan.model.decoder import Decoder
 from caravan.types import Completion, Sampling, UserError
 
+_CACHE_BYTES = 2 << 30
+
 FinishReason = Literal["stop", "length", "abort"]
 
 
@@ -82,7 +84,8 @@ class Engine:
             block_size: positions per block of the prefix cache. decode: ids -> text, needed for stop texts.
             vocab_size: ids the tokenizer knows; rows of the embedding beyond it are never drawn.
             step_tokens: tokens computed per step at most (prompts are cut into such chunks).
-            cache_tokens: positions in all running sequences together at most, and size of the prefix cache.
+            cache_tokens: positions in all running sequences together at most, and size of the prefix cache;
+                by default as many as `max_seqs` full contexts need, within 2 GiB.
             version: name of the present weights.
         """
         context = min(max_tokens or model.spec.context, model.spec.context)
@@ -95,8 +98,7 @@ class Engine:
         self.stop_ids = frozenset(stop_ids)
         self.decode = decode
         self.vocab_size = vocab_size
-        cache_tokens = cache_tokens or min(max_seqs * context, max(4 * context, 1 << 15))
-        blocks = -(-cache_tokens // block_size)
+        blocks = -(-(cache_tokens or _default_cache(model, max_seqs * context)) // block_size)
         self.scheduler = Scheduler(
             blocks=blocks,
             block_size=block_size,
@@ -190,9 +192,14 @@ class Engine:
             plan = self.scheduler.plan()
             if not plan.rows:
                 return []
-            logits_BV = self.runner.run(plan)
             rows = [self._active[row.request.id] for row in plan.rows if row.sample]
-            ids, logprobs, raw = self._draw(logits_BV, rows)
+            try:
+                ids, logprobs, raw = self._draw(self.runner.run(plan), rows)
+            except BaseException:
+                self.scheduler.retract(plan)
+                for row in plan.rows:
+                    self.lanes.close(row.request.id)
+                raise
             self.lanes.store(self.scheduler.apply(plan, ids))
             return [self._event(*of) for of in zip(rows, ids, logprobs, raw, strict=True)]
 
@@ -283,6 +290,12 @@ class Engine:
         else:
             text = self.decode([id for id in ids if id not in self.stop_ids]) if self.decode else ""
         return Completion(tuple(ids), tuple(active.logprobs), reason, text)
+
+
+def _default_cache(model: Decoder, wanted: int) -> int:
+    """Positions whose float32 keys and values fill 2 GiB, but no more than `wanted`."""
+    per_position = sum(8 * layer.attn.n_kv * layer.attn.head_dim for layer in model.spec.layers)
+    return min(wanted, max(2048, _CACHE_BYTES // per_position))
 
 
 def _check(sampling: Sampling) -> None:

@@ -34,6 +34,7 @@ class Lanes:
 
     def __init__(self, lanes: int, blocks: int, block_size: int, max_context: int) -> None:
         self.count, self.blocks, self.block_size = lanes, blocks, block_size
+        self.rows = 1  # lanes that have memory; one long chat must not pay for sixteen
         self.limit = -(-max_context // block_size) * block_size
         self.capacity = min(self.limit, max(64, 4 * block_size) // block_size * block_size)
         self.kv: dict[int, Tensor] = {}  # layer -> [2, L, K, C, E]
@@ -64,15 +65,19 @@ class Lanes:
         self.order.pop()
 
     def reserve(self, positions: int) -> None:
-        """Make every lane at least `positions` long, at least doubling, so that growth is rare."""
-        if positions <= self.capacity:
+        """Make every lane in use `positions` long or longer. What grows doubles at least: growth is rare."""
+        used = len(self.order)
+        if positions <= self.capacity and used <= self.rows:
             return
         size = self.block_size
-        self.capacity = min(self.limit, -(-max(positions, 2 * self.capacity) // size) * size)
+        if positions > self.capacity:
+            self.capacity = min(self.limit, -(-max(positions, 2 * self.capacity) // size) * size)
+        if used > self.rows:
+            self.rows = min(self.count, max(used, 2 * self.rows))
         for layer, old in self.kv.items():
-            new = old.new_zeros(*old.shape[:3], self.capacity, old.shape[4])
-            new[:, : len(self.order), :, : old.shape[3]] = old[:, : len(self.order)]
-            self.kv[layer] = new
+            _, rows, K, capacity, E = old.shape
+            self.kv[layer] = old.new_zeros(2, self.rows, K, self.capacity, E)
+            self.kv[layer][:, :rows, :, :capacity] = old
 
     def layer(self, layer: int, k_NKE: Tensor) -> Tensor:
         """[2, L, K, C, E] of a layer, zero where never written (a masked value must still be a number)."""
@@ -80,7 +85,7 @@ class Lanes:
         if kv is None:
             _, K, E = k_NKE.shape
             dtype = torch.float32 if k_NKE.device.type == "cpu" else k_NKE.dtype
-            kv = k_NKE.new_zeros(2, self.count, K, self.capacity, E, dtype=dtype)
+            kv = k_NKE.new_zeros(2, self.rows, K, self.capacity, E, dtype=dtype)
             self.kv[layer] = kv
             self.pool[layer] = k_NKE.new_empty(self.blocks, 2, K, self.block_size, E, dtype=dtype)
         return kv
@@ -92,8 +97,6 @@ class Lanes:
     def restore(self, requests: Sequence[Request]) -> None:
         """Copy the cached prefix of requests that start into their lanes."""
         size = self.block_size
-        for request in requests:
-            self.reserve(request.cached)
         self._copy(
             [
                 (self.lane_of[r.id], i, block)

@@ -208,6 +208,11 @@ class Scheduler:
                 request.tokens.append(next(tokens))
         return stored
 
+    def retract(self, plan: Plan) -> None:
+        """A step failed: what it held is computed again from the start, in the old order."""
+        for request in [r for r in reversed(self.running) if any(row.request is r for row in plan.rows)]:
+            self._preempt(request)
+
     # ------------------------------------------------------------------ parts
 
     def _refusal(self, message: str, hint: str) -> UserError:

@@ -187,6 +187,33 @@ def test_long_prompt_is_refused_and_the_engine_lives(model: Decoder) -> None:
     assert len(engine.generate([[1] * 60], Sampling(max_tokens=50))[0][0].ids) == 4
 
 
+def test_answers_survive_a_failing_step(model: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    sampling = Sampling(max_tokens=12, seed=1)
+    want = Engine(model, max_seqs=3).generate([list(range(20))] * 5, sampling)
+    engine = Engine(model, max_seqs=3)
+    ids = [engine.submit(list(range(20)), sampling, index=i) for i in range(5)]
+    got: dict[int, list[int]] = {id: [] for id in ids}
+    calls = 0
+
+    def flaky(q: torch.Tensor) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        if calls % 4 == 0:
+            raise RuntimeError("interrupted")
+        return type(model).logits(model, q)
+
+    monkeypatch.setattr(model, "logits", flaky)
+    while engine.busy:
+        try:
+            events = engine.step()
+        except RuntimeError:
+            continue
+        for event in events:
+            got[event.id] += event.new_ids
+    assert [tuple(got[id]) for id in ids] == [g[0].ids for g in want]
+    assert engine.stats()["blocks_owned"] == 0 and engine.lanes.order == []
+
+
 def test_a_failing_step_leaves_generate_clean(model: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = Engine(model)
 
