@@ -168,9 +168,9 @@ class Store:
             try:
                 yield path
             finally:
-                with contextlib.suppress(OSError):  # a folder that nothing was written to need not stay
-                    (path / "out").rmdir()
-                    path.rmdir()
+                for folder in (path / "out", path):  # what nothing was written to need not stay
+                    with contextlib.suppress(OSError):
+                        folder.rmdir()
 
     def run_folder(self, stage: str, key: str) -> Path:
         return self.root / "runs" / f"{re.sub(r'[^a-z0-9_.-]', '_', stage.lower())}-{key[:16]}"

@@ -182,6 +182,7 @@ def test_a_disk_full_while_publishing_leaves_nothing(
             make(store, "text")
         assert "same command" in (refused.value.hint or "")
         assert store.find(digest({"stage": "test", "question": "text", "inputs": {}})) is None
+        assert all(not store.verify(art) for art in store.ls()), "whole or not at all"
     assert make(store, "text").facts == {"size": 4}
     assert len(store.ls()) == 1
 
