@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from xml.etree import ElementTree as ET
 
-BOX_WIDTH, BOX_HEIGHT, GAP_X, GAP_Y = 142, 46, 20, 44
+BOX_WIDTH, BOX_HEIGHT, GAP_X, GAP_Y = 152, 46, 20, 44
 CHART_WIDTH, CHART_HEIGHT = 340, 170
 POINTS = 240
 """Points drawn per curve; more are averaged in equal stretches of steps."""
@@ -28,14 +28,18 @@ class Box:
     kind: str
     parents: tuple[str, ...]
     aside: frozenset[str] = frozenset()
-    """Parents that only served (what an evaluation measured with): their arrows are faint."""
+    """Parents that only served: what an evaluation measured with."""
 
 
 def lineage(boxes: Sequence[Box]) -> str:
     """The boxes from top to bottom, each below everything it was made from. Arrows that only repeat a longer
-    way are drawn faintly."""
+    way are drawn faintly; what merely served an evaluation has an arrow only where it would have none
+    otherwise."""
     by_key = {box.key: box for box in boxes}
-    parents = {box.key: [p for p in box.parents if p in by_key] for box in boxes}
+    every = {box.key: [p for p in box.parents if p in by_key] for box in boxes}
+    main = {key: [p for p in found if p not in by_key[key].aside] for key, found in every.items()}
+    tied = {key for key in main if main[key]} | {p for found in main.values() for p in found}
+    parents = {key: [p for p in found if p in main[key] or p not in tied] for key, found in every.items()}
     rows = _rows(parents)
     place: dict[str, tuple[float, float]] = {}
     width = max(len(row) for row in rows) * (BOX_WIDTH + GAP_X) - GAP_X + 8
@@ -45,7 +49,6 @@ def lineage(boxes: Sequence[Box]) -> str:
             place[key] = (left + n * (BOX_WIDTH + GAP_X), 4 + level * (BOX_HEIGHT + GAP_Y))
     height = len(rows) * (BOX_HEIGHT + GAP_Y) - GAP_Y + 8
     svg = _svg(width, height, "lineage", "Lineage: what was made from what")
-    main = {key: [p for p in found if p not in by_key[key].aside] for key, found in parents.items()}
     above = _ancestors(main)
     edges = [(parent, key) for key in by_key for parent in parents[key]]
     faint = {(p, k) for p, k in edges if p in by_key[k].aside or _roundabout((p, k), main, above)}

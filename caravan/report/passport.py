@@ -164,7 +164,8 @@ def _boxes(road: Sequence[Artefact], names: Mapping[str, str]) -> list[draw.Box]
             note=f"{art.kind} {art.id[:8]}",
             kind=art.kind,
             parents=tuple(dict.fromkeys(art.inputs.values())),
-            aside=frozenset(key for role, key in art.inputs.items() if role != "model")
+            # The reference may be the measured model itself.
+            aside=frozenset(set(art.inputs.values()) - {art.inputs.get("model")})
             if art.kind == "evaluation"
             else frozenset(),
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -196,7 +197,9 @@ def text_of(value: Any) -> str:
 
 
 def clip(text: str, most: int = SAMPLE_LENGTH) -> str:
-    """Not longer than `most` characters."""
+    """Not longer than `most` characters; a run of line breaks, as untrained models write them, as its
+    count."""
+    text = re.sub(r"\n{3,}", lambda run: f"\n[{len(run.group())} line breaks]\n", text)
     return text if len(text) <= most else text[:most].rstrip() + " …"
 
 

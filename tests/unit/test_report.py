@@ -57,7 +57,9 @@ def evaluation(store: Store, model: Artefact, questions: Artefact, level: float,
         "scores.json": json.dumps(scores),
         "samples.jsonl": lines([{**row, "reference": reference}, evil]),
     }
-    return publish(store, "evaluate", "evaluation", {"model": model, "questions": questions}, files)
+    return publish(
+        store, "evaluate", "evaluation", {"model": model, "questions": questions, "reference": model}, files
+    )
 
 
 def make_road(store: Store, folder: Path) -> list[Artefact]:
@@ -160,9 +162,9 @@ def test_lineage_is_valid_svg_with_parents_above_children(made: tuple[Store, lis
     assert len(rects) == len(boxes)
     top = {box.key: float(rects[f"#{draw.anchor(box.key)}"].find("rect").attrib["y"]) for box in boxes}  # type: ignore[union-attr]
     for box in boxes:
-        assert all(top[parent] < top[box.key] for parent in box.parents)
+        assert all(top[parent] < top[box.key] for parent in box.parents if parent not in box.aside)
     edges = [path for path in svg.iter("path") if path.attrib["class"].startswith("edge")]
-    assert len(edges) == sum(len(box.parents) for box in boxes)
+    assert len(edges) == sum(len([p for p in box.parents if p not in box.aside]) for box in boxes)
     faint = [path for path in edges if "faint" in path.attrib["class"]]
     assert faint, "corpus -> shards repeats corpus -> tokenizer -> shards"
 
@@ -206,6 +208,10 @@ def test_a_table_is_shown_as_given(made: tuple[Store, list[Artefact]], tmp_path:
         and "better" in text
         and EVIL not in text
     )
+
+
+def test_runs_of_line_breaks_take_one_line() -> None:
+    assert read.clip("a" + "\n" * 64 + "b") == "a\n[64 line breaks]\nb" and read.clip("a\n\nb") == "a\n\nb"
 
 
 def test_samples_follow_the_road(made: tuple[Store, list[Artefact]]) -> None:
