@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from caravan import config, progress, stage
-from caravan.cli.refs import resolve
+from caravan.refs import resolve
 from caravan.store import Artefact, Store
 
 

@@ -74,9 +74,9 @@ def plan(cfg: Config) -> Plan:
         )  # fmt: skip
     return Plan(
         cfg.scale, True,
-        pretrain={"size": cfg.size, "context": 512, "tokens": few(900_000, 8192), "batch_tokens": 8192,
+        pretrain={"size": cfg.size, "context": 512, "tokens": few(800_000, 8192), "batch_tokens": 4096,
                   "optimizer": "muon", "lr": 4e-3, "weight_decay": 0.01, "seed": cfg.seed},
-        sft={"epochs": 1.0, "batch_tokens": 8192, "optimizer": "muon", "lr": 3e-3, "replay_share": 0.0, "seed": cfg.seed},
+        sft={"epochs": 1.0, "batch_tokens": 4096, "optimizer": "muon", "lr": 3e-3, "replay_share": 0.0, "seed": cfg.seed},
         reward={"epochs": 1.0, "batch_tokens": 8192, "lr": 3e-4, "seed": cfg.seed},
         prefer={"epochs": 1.0, "batch_tokens": 8192, "lr": 2e-5, "beta": 0.1, "seed": cfg.seed},
         rl={"steps": few(20, 2), "batch_prompts": 64, "max_new_tokens": 48, "minibatches": 2, "lr": 3e-5,

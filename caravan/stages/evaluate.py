@@ -51,7 +51,7 @@ class Config:
 
     tasks: tuple[str, ...] = ("auto",)
     """Names of tasks; auto: every task the inputs have the means for."""
-    questions: int = 0
+    max_questions: int = 0
     """Questions per task at most; 0 asks all."""
     max_tokens: int = 0
     """New tokens per answer at most; 0 leaves it to the task (80, sums 64)."""
@@ -134,17 +134,8 @@ def _contamination(items: Sequence[Item], texts: Iterable[Iterable[str]], out: P
 
 
 def _limits(cfg: Config) -> Limits:
-    shared = (
-        "questions",
-        "max_tokens",
-        "text_tokens",
-        "sampled",
-        "sampled_tokens",
-        "shown",
-        "parallel",
-        "seed",
-    )
-    return Limits(**{name: getattr(cfg, name) for name in shared})
+    shared = ("max_tokens", "text_tokens", "sampled", "sampled_tokens", "shown", "parallel", "seed")
+    return Limits(questions=cfg.max_questions, **{name: getattr(cfg, name) for name in shared})
 
 
 def _tasks(chosen: tuple[str, ...]) -> dict[str, Any]:
