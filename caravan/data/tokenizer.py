@@ -64,7 +64,7 @@ class Tokenizer:
             for text in self.special
         }
         self._backend = _backend(definition, self.special)
-        self._continuation = _without_prefix(definition, self.special)
+        self._continuation = _without_prefix(definition, self.special) or self._backend
         for text in self.token_texts.values():
             found = self._backend.token_to_id(text)
             if text not in self.special and found is not None:
@@ -292,8 +292,9 @@ def _backend(definition: dict[str, Any], special: dict[str, int]) -> tokenizers.
     return backend
 
 
-def _without_prefix(definition: dict[str, Any], special: dict[str, int]) -> tokenizers.Tokenizer:
-    """The same tokenizer without the dummy space that SentencePiece-like ones put in front."""
+def _without_prefix(definition: dict[str, Any], special: dict[str, int]) -> tokenizers.Tokenizer | None:
+    """The same tokenizer without the dummy space that SentencePiece-like ones put in front; None if there is
+    none."""
 
     def strip(part: Any) -> Any:
         if isinstance(part, list):
@@ -314,7 +315,7 @@ def _without_prefix(definition: dict[str, Any], special: dict[str, int]) -> toke
         "normalizer": strip(normalizer),
         "pre_tokenizer": strip(definition.get("pre_tokenizer")),
     }
-    return _backend(changed, special)
+    return None if all(changed[k] == definition.get(k) for k in changed) else _backend(changed, special)
 
 
 def _gpt2(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -167,7 +167,7 @@ def test_packed_files(tmp_path: Path, suffix: str) -> None:
 @pytest.mark.parametrize("suffix", [s for s in PACK if s])
 def test_truncated_files_give_what_is_there_and_are_named(tmp_path: Path, suffix: str) -> None:
     noise = b"".join(orjson.dumps({"text": os.urandom(90).hex()}) + b"\n" for _ in range(12000))
-    packed = PACK[suffix](noise)
+    packed = lzma.compress(noise, preset=0) if suffix == ".xz" else PACK[suffix](noise)
     (tmp_path / f"x.jsonl{suffix}").write_bytes(packed[: len(packed) * 2 // 3])
     values, problems, _ = read(tmp_path, "corpus")
     assert 0 < len(values) < 12000
@@ -320,7 +320,7 @@ json_values = st.recursive(
 )
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(st.dictionaries(st.sampled_from(KEYS), json_values, max_size=8))
 def test_no_record_can_break_a_format(row: dict) -> None:
     """Each gives our words or a sentence, whatever is inside."""

@@ -214,12 +214,12 @@ def test_malicious_or_broken_template_is_an_error_not_a_hang(source: str) -> Non
 
 def test_template_tools_of_the_trade() -> None:
     source = (
-        "{% generation %}{{ messages[0] | tojson }}{% endgeneration %}{{ strftime_now('%Y') | length }}"
+        "{% generation %}{{ messages[0] | tojson }}{% endgeneration %}{{ strftime_now('%Y') }}"
         "{% for m in messages %}{% if loop.first %}{% continue %}{% endif %}"
         "{{ loop.index }}{% break %}{% endfor %}"
     )
     messages = [{"role": "user", "content": "é<"}] * 3
-    assert template.fill(source, messages, False, {}) == '{"role": "user", "content": "é<"}42'
+    assert template.fill(source, messages, False, {}) == '{"role": "user", "content": "é<"}20242'
 
 
 def test_minimind_template_of_a_real_checkpoint(kit) -> None:
