@@ -119,7 +119,7 @@ def test_fetch_takes_weights_and_words_but_no_code(endpoint: str, tmp_path: Path
     assert good.startswith("ok ")
     names = {p.name for p in Path(good.removeprefix("ok ")).iterdir()}
     assert names == {"config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja"}
-    assert "gated" in gated and "HF_TOKEN" in gated
+    assert "org/gated is gated" in gated and "HF_TOKEN" in gated
     assert "no model 'org/missing'" in missing
     assert "no revision 'nope'" in revision
     assert "no .safetensors" in pickle
