@@ -163,6 +163,22 @@ def test_clipping_limits_the_norm():
     assert result.grad_norm > 0.1 and seen["norm"] == pytest.approx(1e-3, rel=1e-3)
 
 
+def test_a_step_that_is_not_finite_is_refused_even_without_a_guard():
+    t = trainee()
+    before = t.optimiser.master.clone()
+    bad = train_step(t, Points(poison=(0,)).micro_batches(0, 8), lambda b: squared(t.model, b, 8.0), 0.1)
+    assert not bad.applied and torch.equal(t.optimiser.master, before) and t.optimiser.steps == 0
+
+
+def test_after_a_rollback_the_new_level_is_the_one_to_judge_by():
+    guard = Guard(GuardConfig(least=2, patience=2))
+    for _ in range(5):
+        guard.record(1.0, 1.0, True)
+    assert not guard.judge(9.0, 1.0)
+    assert [guard.record(9.0, 1.0, False) for _ in range(2)] == ["skip", "rollback"]
+    assert guard.judge(9.0, 1.0)
+
+
 def test_guard_ignores_ordinary_noise_and_drops_old_values():
     guard = Guard(GuardConfig(least=4, window=8))
     for i in range(50):
