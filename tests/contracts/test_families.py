@@ -91,3 +91,25 @@ def test_a_missing_number_is_named(family: ModuleType) -> None:
 def test_an_unknown_activation_is_named(family: ModuleType) -> None:
     with pytest.raises(UserError, match="swoosh"):
         family.spec({**SMALL, "hidden_act": "swoosh", "activation_function": "swoosh"})
+
+
+def test_windows_are_read_where_the_family_puts_them() -> None:
+    windows = {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 1}
+    for reader, config, want in (
+        ("mistral", {}, [16, 16]),
+        ("mistral", {"sliding_window": None}, [None, None]),
+        ("qwen2", {}, [None, None]),
+        ("qwen2", windows, [None, 16]),
+        ("qwen2", windows | {"layer_types": ["sliding_attention", "full_attention"]}, [16, None]),
+    ):
+        spec = families.find(reader).spec(SMALL | config)
+        assert [layer.attn.window for layer in spec.layers] == want, (reader, config)
+        assert spec.context == (16 if 16 in want else 32)
+
+
+def test_both_generations_of_rope_keys_are_written() -> None:
+    llama = families.find("llama")
+    stretched = {"rope_theta": 5e5, "rope_scaling": {"rope_type": "linear", "factor": 4.0}}
+    config = llama.config(llama.spec(SMALL | stretched))
+    assert config["rope_theta"] == 5e5 and config["rope_scaling"] == stretched["rope_scaling"]
+    assert config["rope_parameters"] == {"rope_type": "linear", "factor": 4.0, "rope_theta": 5e5}
