@@ -42,7 +42,8 @@ def test_no_text_becomes_a_special_token(text: str) -> None:
     assert _shared().encode_many([text, "x"]) == [ids, _shared().encode("x")]
 
 
-def test_text_of_a_special_token_is_split_as_if_there_were_none(tok: Tokenizer) -> None:
+def test_text_of_a_special_token_is_split_as_if_there_were_none() -> None:
+    tok = train(["<|a|> <|b|> <|pa" * 9], 300)  # knows "<|" as one piece
     bare = Tokenizer({**tok._definition, "added_tokens": []}, {})
     unmarked = [{**t, "special": False} for t in tok._definition["added_tokens"] if t["id"] < 2]
     forgotten = Tokenizer({**tok._definition, "added_tokens": unmarked}, tok._config)
