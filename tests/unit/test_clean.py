@@ -41,6 +41,8 @@ def test_normalising_twice_changes_nothing(text: str) -> None:
         ("Der Hund schläft unter dem großen alten Baum", "latin"),
         ("学而时习之，不亦说乎？Python 3", "zh"),
         ("これはペンです。漢字も", "ja"),
+        ("日本語文章中漢字多用", "zh"),
+        ("日本語の文章は漢字が多い", "ja"),
         ("안녕하세요 세계", "ko"),
         ("Привет, мир", "cyrillic"),
         ("12 + 29 = 41", "none"),
@@ -84,6 +86,8 @@ def test_long_texts_are_judged_page_by_page() -> None:
     """A book that repeats one page is not a page that repeats itself."""
     page = " ".join(f"w{i}" for i in range(2000))
     assert judged(page + " " + page) is None
+    broken = " ".join(["the same words again and again"] * 330)
+    assert judged(" ".join([page, broken, page])) is None, "one bad page in three"
     assert judged(" ".join(["the same words again and again"] * 1000)).rule == "repeated_ngrams"
 
 

@@ -42,6 +42,13 @@ def test_half_alike_is_not_near() -> None:
     assert near_duplicates([signature(base), signature(half)], 0.75) == {}
 
 
+def test_meeting_in_a_band_is_not_enough() -> None:
+    a, b = signature(units(0, 300)), signature(units(5000, 300))
+    b[:8] = a[:8]
+    assert near_duplicates([a, b], 0.75) == {}
+    assert near_duplicates([a, b], 0.05) == {1: 0}
+
+
 def test_numbers_are_not_blurred() -> None:
     """Two tables of sums are two texts."""
     hashes = WordHashes()

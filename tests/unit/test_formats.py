@@ -74,6 +74,14 @@ def test_alpaca_variants(tmp_path: Path) -> None:
     assert value.messages == (U("p"), A("b"), U("q"), A("a")) and value.id == "3"
 
 
+@pytest.mark.parametrize("history", [5, [["q"]], [["q", 1]], {"q": "a"}])
+def test_alpaca_history_must_be_pairs(tmp_path: Path, history: object) -> None:
+    rows = [{"instruction": "q", "output": "a", "history": h} for h in (history, "", [], None)]
+    (tmp_path / "x.jsonl").write_bytes(b"\n".join(map(orjson.dumps, rows)))
+    values, problems, _ = read(tmp_path, "conversations")
+    assert len(values) == 3 and "[question, answer]" in problems[0].expected
+
+
 def test_tools_and_function_calls(tmp_path: Path) -> None:
     row = {
         "tools": '[{"name": "add"}]',
