@@ -3,8 +3,8 @@
     python bench/rlhf.py [--what reward ppo] [--steps 6] [--rounds 2] [--threads N] [--output FILE]
 
 Shape: Llama, hidden 512, ffn 1408, 8 layers, 8 heads, vocabulary 4096 (27.8M parameters), bf16. Every
-contender runs in a process of its own, one after another, `rounds` times over; the best round counts. The first step of
-each (warm-up, lazy initialisation) is not timed.
+contender runs in a process of its own, one after another, `rounds` times over; the best round counts. The
+first step of each (warm-up, lazy initialisation) is not timed.
 
 reward, pairs per second on the same pairs, 16 a step
     ours        the whole stage: rendering, loader, loss, journal, checkpoint
@@ -131,8 +131,8 @@ def our_ppo(folder: Path, steps: int, threads: int) -> dict[str, float]:
 
     draw = parts.rollouts.sample  # nobody may stop early on either side: answers of a random model would
     parts.rollouts.sample = lambda *a, **k: draw(*a, **{**k, "stop_ids": frozenset()})
-    config = Config(steps=steps, batch_prompts=PROMPTS, samples=SAMPLES, max_new_tokens=NEW, micro_tokens=8192,
-                    precision="bf16")  # fmt: skip
+    config = Config(steps=steps, batch_prompts=PROMPTS, samples=SAMPLES, max_new_tokens=NEW,
+                    micro_tokens=8192, precision="bf16")  # fmt: skip
     roles = {"policy": "model", "reward": "reward", "prompts": "conversations"}
     clock = run_stage("rl", config, folder, roles, threads)
     rate = (len(clock.marks) - 1) / clock.seconds
@@ -177,7 +177,8 @@ def trl_reward(folder: Path, steps: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as work:
         config = RewardConfig(
             output_dir=work, max_steps=steps, per_device_train_batch_size=STEP_PAIRS, bf16=True, use_cpu=True,
-            gradient_checkpointing=False, max_length=1024, report_to="none", save_strategy="no", logging_steps=1,
+            gradient_checkpointing=False, max_length=1024, report_to="none", save_strategy="no",
+            logging_steps=1,
         )  # fmt: skip
         RewardTrainer(
             model, config, train_dataset=data, processing_class=tok, callbacks=[ticking(clock)]
