@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,8 @@ from caravan.kernels.attention import Segments
 from caravan.model.decoder import Decoder
 from caravan.model.heads import RewardModel
 from caravan.types import Batch
+
+M = TypeVar("M", bound=nn.Module)
 
 
 def supervised(batch: Batch) -> tuple[Tensor, tuple[int, ...]]:
@@ -61,7 +64,7 @@ def rewards(model: RewardModel, batch: Batch) -> Tensor:
     return model.scores(batch)
 
 
-def frozen(model: nn.Module, dtype: torch.dtype, device: torch.device) -> nn.Module:
+def frozen(model: M, dtype: torch.dtype, device: torch.device) -> M:
     """A model that is only asked: no gradients, evaluation mode, weights in `dtype`; score heads stay
     float32."""
     model = model.to(device).requires_grad_(False).eval()

@@ -77,7 +77,7 @@ def roll_out(models: Models, prompts: Prompts, step: int, cfg: Config, tok: Toke
     for number in parallel.mine(range(cfg.batch_prompts)):
         epoch, place = divmod(step * cfg.batch_prompts + number, total)
         numbered.append((number, prompts.ids[int(feistel(place, total, mix(cfg.seed, epoch))[0])]))
-    policy = models.policy.model
+    policy: Any = models.policy.model
     with score.asked(policy):
         return rollouts.sample(
             policy,
@@ -122,7 +122,8 @@ def ask(
     `micro_tokens`, the graphs of policy and critic are held, for its update would only compute them again (a
     fifth of a one-epoch step; two graphs of half the size take no more memory than one).
     """
-    policy, critic = models.policy.model, models.critic.model
+    policy: Any = models.policy.model
+    critic: Any = models.critic.model
     rows: dict[str, list[Any]] = {
         name: [None] * len(rollout) for name in ("old", "reference", "value", "entropy")
     }
@@ -132,6 +133,7 @@ def ask(
     with score.asked(policy, critic, models.reference, models.reward):
         for micro in (b for part in parts for b in part):
             batch = to_device(micro, models.device)
+            entropy_R: Any
             hold = len(parts[0]) == 1 and parts[0][0] is micro and 2 * len(batch.ids_N) <= cfg.micro_tokens
             with torch.set_grad_enabled(hold):
                 old_R, entropy_R = score.logprobs(policy, batch, cfg.temperature, entropy=True)
@@ -197,7 +199,9 @@ def update(
 
     `count` numbers the updates of the run, `scale` is the schedule's share of the peak learning rates.
     """
-    policy, critic, device = models.policy.model, models.critic.model, models.device
+    policy: Any = models.policy.model
+    critic: Any = models.critic.model
+    device = models.device
     tokens = torch.tensor(float(sum(len(experience.old[i]) for b in micro for i in b.index)))
     normaliser = float(parallel.sum_(tokens))
     worst, held = [0.0], experience.held

@@ -104,10 +104,10 @@ def run(cfg: Config, inputs: Mapping[str, Artefact], out: Path, rt: Runtime) -> 
     loader = RankingLoader(train.groups, cfg.batch_tokens, cfg.seed)
 
     def loss(model: RewardModel, batch: GroupBatch, normaliser: float) -> Loss:
-        return ranking_loss(model, to_device(batch, machine.device), train.ranks, normaliser, cfg)
+        return ranking_loss(model, batch, train.ranks, normaliser, cfg)
 
     def held_loss(model: RewardModel, batch: GroupBatch, normaliser: float) -> Loss:
-        return ranking_loss(model, to_device(batch, machine.device), held.ranks, normaliser, cfg)
+        return ranking_loss(model, batch, held.ranks, normaliser, cfg)
 
     def evaluate(model: RewardModel) -> dict[str, float]:
         return loop.heldout(model, list(group_batches(held.groups, cfg.micro_tokens)), held_loss, len(held))
@@ -163,7 +163,8 @@ def ranking_loss(
 ) -> Loss:
     """Loss of a batch of whole groups; `ranks[i]` belongs to group i of the data set, `normaliser` is
     prompts."""
-    return score_loss(score.rewards(model, batch), [ranks[i] for i in batch.index], normaliser, cfg)
+    there = to_device(batch, model.score.weight.device)
+    return score_loss(score.rewards(model, there), [ranks[i] for i in batch.index], normaliser, cfg)
 
 
 def score_loss(score_S: Tensor, ranks: Sequence[Sequence[int]], normaliser: float, cfg: Config) -> Loss:
