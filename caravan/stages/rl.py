@@ -130,8 +130,9 @@ def run(cfg: Config, inputs: Mapping[str, Artefact], out: Path, rt: Runtime) -> 
     tok = Tokenizer.load(inputs["policy"].path)
     start.same_vocabulary(inputs["policy"].path, inputs["reward"].path)
     models = start.load(inputs, cfg, machine, tok)
-    prompts = start.load_prompts(inputs["prompts"], tok, models.policy.model.spec.context, cfg)
-    ptx = start.load_ptx(inputs.get("ptx"), tok, models.policy.model.spec.context, cfg)
+    policy: Any = models.policy.model
+    prompts = start.load_prompts(inputs["prompts"], tok, policy.spec.context, cfg)
+    ptx = start.load_ptx(inputs.get("ptx"), tok, policy.spec.context, cfg)
     control: kl_algo.Fixed | kl_algo.Adaptive = kl_algo.controller(
         cfg.kl.coefficient, cfg.kl.target, cfg.kl.horizon
     )
@@ -184,5 +185,5 @@ def run(cfg: Config, inputs: Mapping[str, Artefact], out: Path, rt: Runtime) -> 
 
     if machine.first:
         source = inputs["policy"].path
-        save_model(models.policy.model, out, source, machine.dtype, start.generation_config(source))
+        save_model(policy, out, source, machine.dtype, start.generation_config(source))
     return {**parts.facts(rt.work / "metrics.jsonl"), **prompts.facts, "kl_coefficient": control.value}
