@@ -74,13 +74,14 @@ def plan(cfg: Config) -> Plan:
         )  # fmt: skip
     return Plan(
         cfg.scale, True,
-        pretrain={"size": cfg.size, "context": 512, "tokens": few(800_000, 8192), "batch_tokens": 4096,
+        pretrain={"size": cfg.size, "context": 512, "tokens": few(600_000, 8192), "batch_tokens": 4096,
                   "optimizer": "muon", "lr": 4e-3, "weight_decay": 0.01, "seed": cfg.seed},
-        sft={"epochs": 1.0, "batch_tokens": 4096, "optimizer": "muon", "lr": 3e-3, "replay_share": 0.0, "seed": cfg.seed},
-        reward={"epochs": 1.0, "batch_tokens": 8192, "lr": 3e-4, "seed": cfg.seed},
-        prefer={"epochs": 1.0, "batch_tokens": 8192, "lr": 2e-5, "beta": 0.1, "seed": cfg.seed},
-        rl={"steps": few(20, 2), "batch_prompts": 64, "max_new_tokens": 48, "minibatches": 2, "lr": 3e-5,
-            "seed": cfg.seed},
+        sft={"epochs": 1.0, "batch_tokens": 4096, "optimizer": "muon", "lr": 3e-3, "replay_share": 0.1,
+             "seed": cfg.seed},
+        reward={"epochs": 1.0, "batch_tokens": 2048, "optimizer": "muon", "lr": 1e-3, "seed": cfg.seed},
+        prefer={"epochs": 1.0, "batch_tokens": 2048, "lr": 1e-4, "beta": 0.1, "seed": cfg.seed},
+        rl={"steps": few(20, 2), "batch_prompts": 64, "max_new_tokens": 64, "minibatches": 2, "lr": 1e-4,
+            "ppo": {"lam": 1.0}, "seed": cfg.seed},
     )  # fmt: skip
 
 
@@ -138,8 +139,9 @@ def walk(c: Caravan, cfg: Config) -> Road:
     questions = c.add(question_files(c.store, cfg, seeds, chats))
     evaluations = {
         name: c.evaluate(
-            model=model, questions=questions, shards=shards, reward=reward, reference=sft, corpus=text, chats=chats
-        )
+            model=model, questions=questions, shards=shards, reward=reward, reference=sft, corpus=text, chats=chats,
+            max_tokens=64, parallel=64,
+        )  # fmt: skip
         for name, model in models.items()
     }
     return Road(models, evaluations, before, best="PPO")

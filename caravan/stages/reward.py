@@ -69,6 +69,8 @@ class Config:
     """Weight of (s_better + s_worse)^2 in the loss; 0.01 is usual where scores drift."""
     reference_samples: int = 512
     """Demonstrations (at most) whose mean score becomes 0."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """muon: hidden matrices by Muon, the rest by AdamW."""
     lr: float | None = None
     """Peak learning rate; none: 1/20 of what pre-training at this width starts from."""
     weight_decay: float = 0.0
@@ -98,7 +100,10 @@ def run(cfg: Config, inputs: Mapping[str, Artefact], out: Path, rt: Runtime) -> 
     held = load_rankings(data / "heldout.jsonl", tok, limit)
 
     optim = OptimConfig(
-        lr=cfg.lr or suggested_lr(model.decoder.spec) / 20, eps=1e-5, weight_decay=cfg.weight_decay
+        name=cfg.optimizer,
+        lr=cfg.lr or suggested_lr(model.decoder.spec) / 20,
+        eps=1e-5,
+        weight_decay=cfg.weight_decay,
     )
     trainee = Trainee(model, optim, machine.dtype, keep_fp32=("score",))
     loader = RankingLoader(train.groups, cfg.batch_tokens, cfg.seed)

@@ -45,7 +45,7 @@ SEVERITY: dict[str, int] = {
 """Rank before gaps are closed; equal numbers are ties."""
 
 WEIGHTS: dict[str, float] = {
-    "wrong": 0.46, "wordy": 0.1, "repeated": 0.08, "language": 0.1, "truncated": 0.15, "unhelpful": 0.11,
+    "wrong": 0.4, "wordy": 0.3, "repeated": 0.06, "language": 0.08, "truncated": 0.1, "unhelpful": 0.06,
 }  # fmt: skip
 """How often each flaw is drawn."""
 
@@ -81,13 +81,31 @@ def truncated(text: str, rng: random.Random) -> str:
 
 
 def wrong_sum(problem: arithmetic.Sum, style: arithmetic.Style, rng: random.Random) -> str:
-    """A worked answer whose result is off: by one, by ten, by a lost carry, or with digits swapped."""
+    """A worked answer that goes wrong as a small model does: it solves a misread problem (half of the time), or
+    its result is off by one, by ten, by a lost carry, or with digits swapped."""
+    text = arithmetic.solve(problem, style)
+    if rng.random() < 0.5:
+        return arithmetic.solve(misread(problem, rng), style)
     right = problem.result
     offers = [right + d for d in (-11, -10, -2, -1, 1, 2, 10, 11)] + [int(str(right)[::-1])]
     guess = rng.choice([g for g in offers if g >= 0 and g != right])
-    text = arithmetic.solve(problem, style)
     head, _, _ = text.rpartition("=")
     return f"{head}={guess}" if head else str(guess)
+
+
+def misread(problem: arithmetic.Sum, rng: random.Random) -> arithmetic.Sum:
+    """The problem with one digit of one number read as another, and with another result."""
+    while True:
+        numbers = [str(problem.a), str(problem.b)]
+        which = rng.randrange(2)
+        place = rng.randrange(len(numbers[which]))
+        digits = list(numbers[which])
+        digits[place] = str(rng.randrange(10))
+        numbers[which] = "".join(digits)
+        a, b = map(int, numbers)
+        found = arithmetic.Sum(a, problem.op, b) if problem.op == "+" or a >= b else arithmetic.Sum(b, "-", a)
+        if found.result != problem.result:
+            return found
 
 
 def fact_item(fact: Fact, taught: Sequence[Fact], split: str, lang: str, rng: random.Random) -> Item:
@@ -167,7 +185,7 @@ def rankings(
     count: int, taught: Sequence[Fact], *, seed: int, split: str = "train", style: arithmetic.Style = "steps",
     zh_share: float = 0.3,
 ) -> list[Ranking]:  # fmt: skip
-    """`count` rankings of a split, no question twice: about 65 % facts, 22 % sums, the rest talk.
+    """`count` rankings of a split, no question twice: about 45 % facts, 42 % sums, the rest talk.
 
     The splits share no question: phrasings and pairs of numbers are divided where they are defined.
     """
@@ -179,7 +197,7 @@ def rankings(
     while len(out) < count:
         lang = "zh" if rng.random() < zh_share else "en"
         kind = rng.random()
-        if kind < 0.65:
+        if kind < 0.45:
             item = fact_item(rng.choice(taught), taught, split, lang, rng)
         elif kind < 0.87 or not talk:
             item = sum_item(split, style, lang, rng, f"arithmetic/{len(out)}")

@@ -22,7 +22,7 @@ from typing import Any
 from caravan.synth import arithmetic, persona, preferences, pydocs, qa
 from caravan.synth.arithmetic import Style
 from caravan.synth.facts import Fact, facts
-from caravan.types import Conversation, Ranking
+from caravan.types import Conversation, Message, Ranking
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,7 @@ class Sizes:
     """Pretraining text, bytes in all kinds together."""
     facts: int = 400
     """Facts taught at most, in teaching order."""
-    per_fact: int = 40
+    per_fact: int = 24
     """Trained questions per fact, each in another phrasing."""
     arithmetic: int = 6_000
     """Trained sums."""
@@ -41,22 +41,25 @@ class Sizes:
     """How often each question about the assistant itself opens a longer conversation."""
     unknown: int = 200
     """Questions about functions that do not exist."""
-    mixed: int = 1_500
+    mixed: int = 900
     """Conversations of several turns."""
     heldout_chats: int = 200
     """Held-out conversations of each of facts and sums."""
-    preferences: int = 4_000
+    preferences: int = 1_600
     """Trained rankings."""
     heldout_preferences: int = 300
     """Held-out rankings."""
     prompts: int = 2_000
     """Prompts for reinforcement learning."""
-    eval_facts: int = 240
+    eval_facts: int = 200
     """Held-out questions about taught facts."""
     eval_arithmetic: int = 120
     """Held-out sums."""
     zh_share: float = 0.3
     """Part of questions asked in Chinese."""
+    wordy_share: float = 0.35
+    """Part of trained answers with empty sentences around them, as demonstrations by many hands have. Preferences
+    speak against them, so there is something for alignment to do."""
     style: Style = "steps"
     """Answers to sums: worked by columns, or the number alone."""
 
@@ -95,6 +98,7 @@ def training_chats(taught: tuple[Fact, ...], sizes: Sizes, seed: int) -> list[Co
     unknown = persona.unknown(sizes.unknown, taught, seed=seed)
     where = qa.where_conversations(taught, share=0.5, seed=seed)
     rng = random.Random(f"{seed}:chats")
+    asked, sums = (_by_many_hands(some, sizes.wordy_share, seed) for some in (asked, sums))
     pools = (asked, asked, sums, talk)
     mixed = []
     for index in range(sizes.mixed):
@@ -108,6 +112,20 @@ def training_chats(taught: tuple[Fact, ...], sizes: Sizes, seed: int) -> list[Co
     chats = [*asked, *sums, *talk, *unknown, *where, *mixed]
     rng.shuffle(chats)
     return chats
+
+
+def _by_many_hands(chats: list[Conversation], wordy_share: float, seed: int) -> list[Conversation]:
+    """The same conversations, a share of the answers said with empty sentences around them."""
+    out = []
+    for chat in chats:
+        rng = random.Random(f"{seed}:hand:{chat.id}")
+        if rng.random() < wordy_share:
+            *before, last = chat.messages
+            chinese = any("\u4e00" <= c <= "\u9fff" for c in before[-1].content)
+            text = preferences.wordy(last.content, "zh" if chinese else "en", rng)
+            chat = Conversation((*before, Message(last.role, text)), chat.id, chat.source)
+        out.append(chat)
+    return out
 
 
 def heldout_chats(taught: tuple[Fact, ...], sizes: Sizes, seed: int) -> list[Conversation]:
@@ -159,9 +177,9 @@ def eval_arithmetic(count: int, *, style: Style, zh_share: float, seed: int) -> 
 
 
 def _prompts(chats: list[Conversation], count: int, seed: int) -> list[dict[str, Any]]:
-    """`count` trained conversations of one question: two thirds facts, a quarter sums, the rest talk."""
+    """`count` trained conversations of one question: facts and sums about half each, a little talk."""
     rng = random.Random(f"{seed}:prompts")
-    shares = {"fact": 0.66, "arithmetic": 0.26, "persona": 0.08}
+    shares = {"fact": 0.4, "arithmetic": 0.52, "persona": 0.08}
     rows = []
     for source, share in shares.items():
         pool = [c for c in chats if c.source == source]
