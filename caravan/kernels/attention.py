@@ -65,21 +65,14 @@ class Bucket:
 
     rows: int
     width: int
-    take: Tensor | None
-    """[B * T] flat token of every cell (padding repeats a real one); None: the flat batch as it stands."""
-    back: Tensor | None
-    """Cell of every real token of the bucket, in the order of `at`."""
-    at: Tensor | None
-    """Flat token of each entry of `back`."""
+    segments: tuple[int, ...]
+    """Which segment each row holds."""
 
 
-def buckets(lengths: Sequence[int], device: torch.device | str = "cpu") -> list[Bucket]:
+def buckets(lengths: Sequence[int]) -> list[Bucket]:
     """Group segments, longest first, while padding stays below PAD_LIMIT. Empty segments are skipped."""
     if len(set(lengths)) == 1:
-        return [Bucket(len(lengths), lengths[0], None, None, None)] if lengths[0] else []
-    starts = [0]
-    for length in lengths:
-        starts.append(starts[-1] + length)
+        return [Bucket(len(lengths), lengths[0], tuple(range(len(lengths))))] if lengths[0] else []
     groups: list[list[int]] = []
     real = 0
     for s in sorted((s for s, length in enumerate(lengths) if length), key=lambda s: -lengths[s]):
@@ -89,19 +82,56 @@ def buckets(lengths: Sequence[int], device: torch.device | str = "cpu") -> list[
             groups.append([s])
             real = 0
         real += lengths[s]
-    return [_bucket(group, starts, lengths, device) for group in groups]
+    return [Bucket(len(group), lengths[group[0]], tuple(group)) for group in groups]
 
 
-def _bucket(
-    group: list[int], starts: list[int], lengths: Sequence[int], device: torch.device | str
-) -> Bucket:
-    width = lengths[group[0]]
-    begin_B1 = torch.tensor([starts[s] for s in group])[:, None]
-    length_B1 = torch.tensor([lengths[s] for s in group])[:, None]
-    step_1T = torch.arange(width)[None]
-    take = (begin_B1 + torch.minimum(step_1T, length_B1 - 1)).flatten()
-    back = (step_1T < length_B1).flatten().nonzero().squeeze(1)
-    return Bucket(len(group), width, take.to(device), back.to(device), take[back].to(device))
+def _cells(plan: Sequence[Bucket], lengths: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """(token of every cell [C], cell of every token [N]); a padding cell repeats its row's last token."""
+    starts = torch.tensor([0, *lengths]).cumsum(0)
+    size = torch.tensor(lengths)
+    token_of_cell, cell_of_token = [], torch.empty(sum(lengths), dtype=torch.int64)
+    done = 0
+    for bucket in plan:
+        chosen = torch.tensor(bucket.segments)
+        begin_B1, length_B1 = starts[chosen][:, None], size[chosen][:, None]
+        step_1T = torch.arange(bucket.width)[None]
+        take = (begin_B1 + torch.minimum(step_1T, length_B1 - 1)).flatten()
+        real = (step_1T < length_B1).flatten().nonzero().squeeze(1)
+        cell_of_token[take[real]] = real + done
+        token_of_cell.append(take)
+        done += len(take)
+    return torch.cat(token_of_cell), cell_of_token
+
+
+class _Spread(torch.autograd.Function):
+    """Tokens [N, ...] to cells [C, ...]. Nobody reads what a padding cell gives, so its gradient is exactly zero
+    and the backward pass can gather, too, instead of adding up."""
+
+    @staticmethod
+    def forward(ctx: Any, x_N: Tensor, token_of_cell: Tensor, cell_of_token: Tensor) -> Tensor:
+        ctx.save_for_backward(cell_of_token)
+        return x_N.index_select(0, token_of_cell)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_C: Tensor) -> tuple[Tensor | None, ...]:
+        return grad_C.index_select(0, ctx.saved_tensors[0]), None, None
+
+
+class _Collect(torch.autograd.Function):
+    """Cells [C, ...] to tokens [N, ...], padding left out."""
+
+    @staticmethod
+    def forward(ctx: Any, x_C: Tensor, cell_of_token: Tensor) -> Tensor:
+        ctx.save_for_backward(cell_of_token)
+        ctx.cells = len(x_C)
+        return x_C.index_select(0, cell_of_token)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_N: Tensor) -> tuple[Tensor | None, ...]:
+        (cell_of_token,) = ctx.saved_tensors
+        return grad_N.new_zeros(ctx.cells, *grad_N.shape[1:]).index_copy_(0, cell_of_token, grad_N), None
 
 
 class Segments:
@@ -113,22 +143,26 @@ class Segments:
     def __init__(self, lengths: Sequence[int], device: torch.device | str = "cpu") -> None:
         self.lengths = tuple(lengths)
         self.tokens = sum(self.lengths)
-        self.buckets = buckets(self.lengths, device)
+        self.buckets = buckets(self.lengths)
+        self._cells: tuple[Tensor, Tensor] | None = None
+        if len(self.buckets) != 1 or self.buckets[0].rows * self.buckets[0].width != self.tokens:
+            token_of_cell, cell_of_token = _cells(self.buckets, self.lengths)
+            self._cells = token_of_cell.to(device), cell_of_token.to(device)
 
     def __call__(self, layer: int, q_NHE: Tensor, k_NKE: Tensor, v_NKE: Tensor, scale: float) -> Tensor:
         """[N, H, E] queries against [N, K, E] keys and values -> [N, H, E]. The layer index is not needed
         here."""
         assert q_NHE.shape[0] == self.tokens, (q_NHE.shape, self.tokens)
         tiled = q_NHE.dtype == torch.bfloat16 and q_NHE.device.type == "cpu"
-        if len(self.buckets) == 1 and self.buckets[0].take is None:
+        if self._cells is None:
             return _attend_rows(self.buckets[0], q_NHE, k_NKE, v_NKE, scale, tiled)
-        parts, places = [], []
-        for bucket in self.buckets:
-            assert bucket.take is not None and bucket.back is not None and bucket.at is not None
-            q, k, v = (x.index_select(0, bucket.take) for x in (q_NHE, k_NKE, v_NKE))
-            parts.append(_attend_rows(bucket, q, k, v, scale, tiled).index_select(0, bucket.back))
-            places.append(bucket.at)
-        return torch.empty_like(q_NHE).index_copy(0, torch.cat(places), torch.cat(parts))
+        cells = [bucket.rows * bucket.width for bucket in self.buckets]
+        qkv = [_Spread.apply(x, *self._cells).split(cells) for x in (q_NHE, k_NKE, v_NKE)]
+        parts = [
+            _attend_rows(bucket, q, k, v, scale, tiled)
+            for bucket, q, k, v in zip(self.buckets, *qkv, strict=True)
+        ]
+        return _Collect.apply(torch.cat(parts), self._cells[1])
 
 
 def _attend_rows(bucket: Bucket, q: Tensor, k: Tensor, v: Tensor, scale: float, tiled: bool) -> Tensor:

@@ -76,12 +76,12 @@ def plan(cfg: Config) -> Plan:
         cfg.scale, True,
         pretrain={"size": cfg.size, "context": 512, "tokens": few(600_000, 8192), "batch_tokens": 4096,
                   "optimizer": "muon", "lr": 4e-3, "weight_decay": 0.01, "seed": cfg.seed},
-        sft={"epochs": 1.0, "batch_tokens": 4096, "optimizer": "muon", "lr": 3e-3, "replay_share": 0.1,
+        sft={"epochs": 1.0, "batch_tokens": 4096, "optimizer": "muon", "lr": 3e-3, "replay_share": 0.05,
              "seed": cfg.seed},
         reward={"epochs": 1.0, "batch_tokens": 2048, "optimizer": "muon", "lr": 1e-3, "seed": cfg.seed},
-        prefer={"epochs": 1.0, "batch_tokens": 2048, "lr": 1e-4, "beta": 0.1, "seed": cfg.seed},
-        rl={"steps": few(20, 2), "batch_prompts": 64, "max_new_tokens": 64, "minibatches": 2, "lr": 1e-4,
-            "ppo": {"lam": 1.0}, "seed": cfg.seed},
+        prefer={"epochs": 1.0, "batch_tokens": 2048, "lr": 3e-5, "beta": 0.1, "seed": cfg.seed},
+        rl={"steps": few(16, 2), "batch_prompts": 64, "max_new_tokens": 64, "minibatches": 2, "lr": 7e-5,
+            "ppo": {"lam": 1.0}, "ptx_weight": 1.0, "seed": cfg.seed},
     )  # fmt: skip
 
 

@@ -33,19 +33,19 @@ class Sizes:
     """Pretraining text, bytes in all kinds together."""
     facts: int = 400
     """Facts taught at most, in teaching order."""
-    per_fact: int = 24
+    per_fact: int = 18
     """Trained questions per fact, each in another phrasing."""
-    arithmetic: int = 6_000
+    arithmetic: int = 8_000
     """Trained sums."""
     persona_repeats: int = 4
     """How often each question about the assistant itself opens a longer conversation."""
     unknown: int = 200
     """Questions about functions that do not exist."""
-    mixed: int = 900
+    mixed: int = 600
     """Conversations of several turns."""
     heldout_chats: int = 200
     """Held-out conversations of each of facts and sums."""
-    preferences: int = 1_600
+    preferences: int = 1_200
     """Trained rankings."""
     heldout_preferences: int = 300
     """Held-out rankings."""
@@ -58,8 +58,8 @@ class Sizes:
     zh_share: float = 0.3
     """Part of questions asked in Chinese."""
     wordy_share: float = 0.35
-    """Part of trained answers with empty sentences around them, as demonstrations by many hands have. Preferences
-    speak against them, so there is something for alignment to do."""
+    """Part of trained answers about functions with empty sentences around them, as demonstrations by many hands
+    have. Preferences speak against them, so there is something for alignment to do."""
     style: Style = "steps"
     """Answers to sums: worked by columns, or the number alone."""
 
@@ -98,7 +98,7 @@ def training_chats(taught: tuple[Fact, ...], sizes: Sizes, seed: int) -> list[Co
     unknown = persona.unknown(sizes.unknown, taught, seed=seed)
     where = qa.where_conversations(taught, share=0.5, seed=seed)
     rng = random.Random(f"{seed}:chats")
-    asked, sums = (_by_many_hands(some, sizes.wordy_share, seed) for some in (asked, sums))
+    asked = _by_many_hands(asked, sizes.wordy_share, seed)
     pools = (asked, asked, sums, talk)
     mixed = []
     for index in range(sizes.mixed):
@@ -177,9 +177,9 @@ def eval_arithmetic(count: int, *, style: Style, zh_share: float, seed: int) -> 
 
 
 def _prompts(chats: list[Conversation], count: int, seed: int) -> list[dict[str, Any]]:
-    """`count` trained conversations of one question: facts and sums about half each, a little talk."""
+    """`count` trained conversations of one question: mostly facts, some sums and a little talk."""
     rng = random.Random(f"{seed}:prompts")
-    shares = {"fact": 0.4, "arithmetic": 0.52, "persona": 0.08}
+    shares = {"fact": 0.8, "arithmetic": 0.12, "persona": 0.08}
     rows = []
     for source, share in shares.items():
         pool = [c for c in chats if c.source == source]

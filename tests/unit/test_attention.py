@@ -27,20 +27,23 @@ def relative(a: torch.Tensor, b: torch.Tensor) -> float:
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.integers(0, 40), max_size=30))
 def test_every_token_has_exactly_one_cell(lengths: list[int]) -> None:
-    seen: list[int] = []
-    for bucket in buckets(lengths):
-        if bucket.take is None:
-            seen += range(bucket.rows * bucket.width)
-            continue
-        assert torch.equal(bucket.take[bucket.back], bucket.at)
-        assert bucket.rows * bucket.width <= attention.PAD_LIMIT * len(bucket.at) + 1e-9
-        seen += bucket.at.tolist()
-    assert sorted(seen) == list(range(sum(lengths)))
+    plan = buckets(lengths)
+    held = sorted(segment for bucket in plan for segment in bucket.segments)
+    assert held == [s for s, length in enumerate(lengths) if length]
+    for bucket in plan:
+        real = sum(lengths[s] for s in bucket.segments)
+        assert bucket.width == max(lengths[s] for s in bucket.segments)
+        assert bucket.rows * bucket.width <= attention.PAD_LIMIT * real + 1e-9
+    if plan:
+        token_of_cell, cell_of_token = attention._cells(plan, lengths)
+        assert torch.equal(token_of_cell[cell_of_token], torch.arange(sum(lengths)))
+        assert len(token_of_cell) == sum(b.rows * b.width for b in plan)
 
 
 def test_equal_lengths_are_not_gathered() -> None:
     (bucket,) = buckets((5, 5, 5))
-    assert (bucket.rows, bucket.width, bucket.take) == (3, 5, None)
+    assert (bucket.rows, bucket.width) == (3, 5)
+    assert Segments((5, 5, 5))._cells is None and Segments((5, 4))._cells is not None
     assert buckets(()) == [] and buckets((0, 0)) == []
 
 
