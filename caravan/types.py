@@ -20,7 +20,8 @@ ROLES: tuple[str, ...] = ("system", "user", "assistant", "tool")
 
 
 class UserError(Exception):
-    """Something only the user can put right: a sentence, and a hint that says how. The command line exits with 2."""
+    """Something only the user can put right: a sentence, and a hint that says how. The command line exits
+    with 2."""
 
     def __init__(self, message: str, hint: str | None = None) -> None:
         super().__init__(message)
@@ -67,7 +68,8 @@ class Preference:
 
 @dataclass(frozen=True, slots=True)
 class Ranking:
-    """K >= 2 assistant texts after one prompt. `ranks[k]` of `responses[k]`: 0 is best, equal ranks are ties."""
+    """K >= 2 assistant texts after one prompt. `ranks[k]` of `responses[k]`: 0 is best, equal ranks are
+    ties."""
 
     prompt: tuple[Message, ...]
     responses: tuple[str, ...]
@@ -85,7 +87,8 @@ class Ranking:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """A flat, padding-free training batch: S segments of `lengths[s]` tokens laid end to end, N = sum(lengths)."""
+    """A flat, padding-free training batch: S segments of `lengths[s]` tokens laid end to end, N =
+    sum(lengths)."""
 
     ids_N: Tensor
     """int64 token ids."""

@@ -11,7 +11,8 @@ import pytest
 
 @pytest.fixture(scope="session")
 def kit() -> Path:
-    """The folder of real test data kept beside the checkout, or CARAVAN_KIT; the test is skipped without it."""
+    """The folder of real test data kept beside the checkout, or CARAVAN_KIT; the test is skipped without
+    it."""
     root = Path(os.environ.get("CARAVAN_KIT", Path(__file__).parents[2] / "shared" / "kit"))
     if not (root / "README.md").exists():
         pytest.skip("the data kit is not beside the checkout (set CARAVAN_KIT)")

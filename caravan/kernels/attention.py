@@ -104,7 +104,8 @@ def _cells(plan: Sequence[Bucket], lengths: Sequence[int]) -> tuple[Tensor, Tens
 
 
 class _Spread(torch.autograd.Function):
-    """Tokens [N, ...] to cells [C, ...]. Nobody reads what a padding cell gives, so its gradient is exactly zero
+    """Tokens [N, ...] to cells [C, ...]. Nobody reads what a padding cell gives, so its gradient is
+    exactly zero
     and the backward pass can gather, too, instead of adding up."""
 
     @staticmethod

@@ -1,15 +1,16 @@
 """The whole road in one command: raw text to a chat page, offline, on a laptop.
 
 Without arguments it builds a small assistant that knows Python's own documentation, from what every Python
-installation carries and from questions, sums and preferences generated here (docs/seeds.md). With --text, --chats or
---preferences the same is done on your data; with --base an existing checkpoint is taken instead of pre-training.
+installation carries and from questions, sums and preferences generated here (docs/seeds.md). With --text,
+--chats or --preferences the same is done on your data; with --base an existing checkpoint is taken instead
+of pre-training.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,8 @@ class Config:
     vocab: int = 4096
     """Entries of the tokenizer."""
     scale: float = 1.0
-    """Multiplies the seed data and the steps of every stage: 0.05 is a first look in a minute, at the price of quality."""
+    """Multiplies the seed data and the steps of every stage: 0.05 is a first look in a minute, at the price
+    of quality."""
     seed: int = 0
     """Of everything that is drawn."""
     report: Path = Path("report.html")
@@ -139,27 +141,46 @@ def walk(c: Caravan, cfg: Config) -> Road:
     questions = c.add(question_files(c.store, cfg, seeds, chats))
     evaluations = {
         name: c.evaluate(
-            model=model, questions=questions, shards=shards, reward=reward, reference=sft, corpus=text, chats=chats,
-            max_tokens=64, parallel=64,
-        )  # fmt: skip
+            model=model,
+            questions=questions,
+            shards=shards,
+            reward=reward,
+            reference=sft,
+            corpus=text,
+            chats=chats,
+            max_tokens=64,
+            parallel=64,
+        )
         for name, model in models.items()
     }
     return Road(models, evaluations, before, best="PPO")
+
+
+LEAST = {
+    "text_bytes": 200_000,
+    "facts": 20,
+    "arithmetic": 200,
+    "unknown": 10,
+    "mixed": 50,
+    "preferences": 100,
+    "heldout_preferences": 40,
+    "heldout_chats": 20,
+    "prompts": 64,
+    "eval_facts": 20,
+    "eval_arithmetic": 20,
+}
+"""What a scale below 1 shrinks, and how small at most: every stage still has something to do."""
 
 
 def seed_files(store: Store, cfg: Config) -> Path:
     """The folder of seed data, written once per (caravan, Python version, settings)."""
     from caravan.synth.seeds import Sizes, write_quickstart
 
-    few = lambda n, least: max(least, round(n * cfg.scale)) if cfg.scale < 1 else n  # noqa: E731
     full = Sizes()
-    sizes = Sizes(
-        text_bytes=few(full.text_bytes, 200_000), facts=few(full.facts, 20), arithmetic=few(full.arithmetic, 200),
-        unknown=few(full.unknown, 10), mixed=few(full.mixed, 50), preferences=few(full.preferences, 100),
-        heldout_preferences=few(full.heldout_preferences, 40), prompts=few(full.prompts, 64),
-        heldout_chats=few(full.heldout_chats, 20), eval_facts=few(full.eval_facts, 20),
-        eval_arithmetic=few(full.eval_arithmetic, 20),
-    )  # fmt: skip
+    shrunk = {
+        name: max(least, round(getattr(full, name) * min(cfg.scale, 1.0))) for name, least in LEAST.items()
+    }
+    sizes = replace(full, **shrunk)
     asked = {"sizes": str(sizes), "seed": cfg.seed, "python": sys.version, "caravan": __version__}
     folder = store.root / "seeds" / digest(asked)[:12]
     if not (folder / "done").exists():
@@ -169,14 +190,15 @@ def seed_files(store: Store, cfg: Config) -> Path:
 
 
 def question_files(store: Store, cfg: Config, seeds: Path, chats: Artefact) -> Path:
-    """What the models are asked: held-out seed questions, or the first turns of the user's held-out conversations."""
+    """What the models are asked: held-out seed questions, or the first turns of the user's held-out
+    conversations."""
     folder = store.root / "seeds" / f"questions-{chats.id[:12]}"
     folder.mkdir(parents=True, exist_ok=True)
     if not cfg.chats:
         for name in ("eval_facts.jsonl", "eval_arithmetic.jsonl"):
             (folder / name).write_bytes((seeds / name).read_bytes())
         return folder
-    rows = []
+    rows: list[dict[str, Any]] = []
     for line in (chats / "heldout.jsonl").read_text(encoding="utf-8").splitlines()[:200]:
         row = json.loads(line)
         roles = [m["role"] for m in row["messages"]]
@@ -185,8 +207,12 @@ def question_files(store: Store, cfg: Config, seeds: Path, chats: Artefact) -> P
             rows.append({"id": row.get("id") or f"chat/{len(rows)}", "messages": row["messages"][:at],
                          "answer": row["messages"][at]["content"], "kind": "chat"})  # fmt: skip
     if not rows:
-        raise UserError(f"{cfg.chats} leaves no held-out conversation to evaluate on", "give at least fifty conversations")
-    (folder / "heldout.jsonl").write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows), "utf-8")
+        raise UserError(
+            f"{cfg.chats} leaves no held-out conversation to evaluate on", "give at least fifty conversations"
+        )
+    (folder / "heldout.jsonl").write_text(
+        "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows), "utf-8"
+    )
     return folder
 
 
@@ -208,7 +234,9 @@ def _serve(cfg: Config, store: Store, rt: stage.Runtime, road: Road) -> int:
     from caravan.serve import run
 
     others = tuple(f"{name}={model.ref}" for name, model in road.models.items() if name != road.best)
-    config = run.Config(model=road.models[road.best].ref, name=road.best, more=others, port=_free_port(cfg.port))
+    config = run.Config(
+        model=road.models[road.best].ref, name=road.best, more=others, port=_free_port(cfg.port)
+    )
     return run.main(config, store, rt)
 
 
@@ -224,5 +252,3 @@ def _free_port(wanted: int) -> int:
                 continue
             return port
     raise UserError(f"ports {wanted} to {wanted + 19} are all taken", "give another with --port")
-
-

@@ -63,10 +63,11 @@ def _verdict(low: float, high: float, direction: int) -> bool | None:
 
 
 LEGEND = (
-    "bits per byte: of held-out text, lower is better. answers right: held-out phrasings of questions about what was "
-    "taught. sums right: pairs of numbers never trained. reward: mean score that the reward model gives to sampled "
-    "answers. KL: nats per sampled answer. Below each value: the change against the model named on the left, and its "
-    "paired 95 % interval; green helped, red harmed, grey cannot be told from chance."
+    "bits per byte: of held-out text, lower is better. answers right: held-out phrasings of questions about "
+    "what was taught. sums right: pairs of numbers never trained. reward: mean score that the reward model "
+    "gives to sampled answers. KL: nats per sampled answer. Below each value: the change against the model "
+    "named on the left, and its paired 95 % interval; green helped, red harmed, grey cannot be told from "
+    "chance."
 )
 
 
@@ -83,7 +84,7 @@ def print_table(rows: Sequence[Row]) -> None:
     for row in rows:
         table.add_row(*(_text(row.cells.get(h)) for h in headings))
     console = Console()
-    console.width = max(console.width, 100)  # a pipe has no width; the table needs this much
+    console.width = max(console.width, 116)  # a pipe has no width; the table needs this much
     console.print(table)
     console.print(LEGEND, style="dim", highlight=False)
 
@@ -121,9 +122,15 @@ def _parts(cell: Any) -> tuple[str, str, str]:
     scale, digits = (100, "{:.1f}") if "%" in form else (1, form)
     value, low, high = (cell["difference"][key] * scale for key in ("value", "low", "high"))
     change = f"{digits.replace('{:', '{:+').format(value)} [{digits.format(low)}, {digits.format(high)}]"
-    return form.format(cell["value"]), change, {True: "green", False: "red", None: "bright_black"}[cell["better"]]
+    return (
+        form.format(cell["value"]),
+        change,
+        {True: "green", False: "red", None: "bright_black"}[cell["better"]],
+    )
 
 
 def write_table(rows: Sequence[Row], path: Path) -> None:
     """The same numbers as JSON."""
-    path.write_text(json.dumps([row.cells for row in rows], indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    path.write_text(
+        json.dumps([row.cells for row in rows], indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+    )

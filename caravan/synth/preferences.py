@@ -81,7 +81,8 @@ def truncated(text: str, rng: random.Random) -> str:
 
 
 def wrong_sum(problem: arithmetic.Sum, style: arithmetic.Style, rng: random.Random) -> str:
-    """A worked answer that goes wrong as a small model does: it solves a misread problem (half of the time), or
+    """A worked answer that goes wrong as a small model does: it solves a misread problem (half of the time),
+    or
     its result is off by one, by ten, by a lost carry, or with digits swapped."""
     text = arithmetic.solve(problem, style)
     if rng.random() < 0.5:

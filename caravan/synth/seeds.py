@@ -58,7 +58,8 @@ class Sizes:
     zh_share: float = 0.3
     """Part of questions asked in Chinese."""
     wordy_share: float = 0.35
-    """Part of trained answers about functions with empty sentences around them, as demonstrations by many hands
+    """Part of trained answers about functions with empty sentences around them, as demonstrations by many
+    hands
     have. Preferences speak against them, so there is something for alignment to do."""
     style: Style = "steps"
     """Answers to sums: worked by columns, or the number alone."""

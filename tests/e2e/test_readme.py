@@ -1,4 +1,5 @@
-"""The commands of the README are run as they stand there, shrunk to seconds where they are meant to take minutes."""
+"""The commands of the README are run as they stand there, shrunk to seconds where they are meant to take
+minutes."""
 
 import json
 import os
@@ -32,7 +33,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     topics = ["rivers", "trains", "bread", "stars", "winter", "music", "maps", "cats"]
     for index in range(160):
         a, b, c = (topics[(index * step + shift) % 8] for step, shift in ((1, 0), (3, 1), (5, 2)))
-        text = f"Page {index} is about {a}. People who like {b} write {index * 7} letters on {c} every year.\n" * 2
+        text = (
+            f"Page {index} is about {a}. People who like {b} write {index * 7} letters on {c} every year.\n"
+            * 2
+        )
         (folder / "my-texts" / f"{index}.txt").write_text(text + f"The end of page {index}, on {b} and {a}.")
     with (folder / "my-chats.jsonl").open("w") as chats, (folder / "my-preferences.jsonl").open("w") as prefs:
         for index in range(120):
@@ -48,9 +52,18 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(script: str, place: Path, timeout: float = 240) -> subprocess.CompletedProcess[str]:
-    env = {**os.environ, "PATH": f"{place / 'bin'}:{os.environ['PATH']}", "CARAVAN_STORE": str(place / "store")}
+    env = {
+        **os.environ,
+        "PATH": f"{place / 'bin'}:{os.environ['PATH']}",
+        "CARAVAN_STORE": str(place / "store"),
+    }
     return subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", script], cwd=place, env=env, text=True, capture_output=True, timeout=timeout
+        ["bash", "-euo", "pipefail", "-c", script],
+        cwd=place,
+        env=env,
+        text=True,
+        capture_output=True,
+        timeout=timeout,
     )
 
 
@@ -61,7 +74,9 @@ def shrunk(line: str) -> str:
     line = line.replace("--preferences FILE", "--preferences my-preferences.jsonl")
     line = re.sub(r"--base hf:\S+", "--base tiny-qwen2", line)
     line = re.sub(r"(pretrain .*?--size \S+)", r"\1 --tokens 20000 --batch-tokens 2048 --context 64", line)
-    line = line.replace("pretrain --shards", "pretrain --context 64 --tokens 20000 --batch-tokens 2048 --shards")
+    line = line.replace(
+        "pretrain --shards", "pretrain --context 64 --tokens 20000 --batch-tokens 2048 --shards"
+    )
     return f"{line} {SHRINK}" if "caravan quickstart" in line else line
 
 
@@ -130,11 +145,20 @@ def test_stages_compose_as_shown(place: Path) -> None:
     served = [line for line in lines if line.startswith("caravan serve")]
     assert len(served) == 1, "the block ends by serving"
     # A server does not end by itself; its terminal sibling answers once and ends.
-    script = "\n".join(line for line in lines if line not in served) + "\necho 'Where is page 7?' | caravan chat $chat"
+    script = (
+        "\n".join(line for line in lines if line not in served)
+        + "\necho 'Where is page 7?' | caravan chat $chat"
+    )
     done = run(script, place)
     assert done.returncode == 0, done.stderr
     files = {p.name for p in (place / "my-model").iterdir()}
-    assert {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "manifest.json"} <= files
+    assert {
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "manifest.json",
+    } <= files
 
 
 def test_commands_in_the_stage_pages_name_existing_settings() -> None:

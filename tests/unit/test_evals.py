@@ -305,9 +305,7 @@ def test_an_unknown_task_suggests_the_nearest(inputs: dict, tmp_path: Path) -> N
         )
 
 
-def test_the_store_answers_the_second_time_and_records_task_versions(
-    inputs: dict, tmp_path: Path
-) -> None:
+def test_the_store_answers_the_second_time_and_records_task_versions(inputs: dict, tmp_path: Path) -> None:
     store = Store(tmp_path / "store")
     kinds = {"model": "model", "questions": "raw", "reward": "reward", "reference": "model"}
     given = {role: store.add(inputs[role].path, kind=kind) for role, kind in kinds.items()}

@@ -11,9 +11,7 @@ from caravan.types import UserError
 
 
 def make(blocks: int = 8, size: int = 4, seqs: int = 3, budget: int = 12, context: int = 24) -> Scheduler:
-    return Scheduler(
-        blocks=blocks, block_size=size, max_seqs=seqs, step_tokens=budget, max_context=context
-    )
+    return Scheduler(blocks=blocks, block_size=size, max_seqs=seqs, step_tokens=budget, max_context=context)
 
 
 def check(s: Scheduler, requests: Sequence[Request], plan: Plan | None = None) -> None:
