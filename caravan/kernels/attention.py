@@ -105,8 +105,7 @@ def _cells(plan: Sequence[Bucket], lengths: Sequence[int]) -> tuple[Tensor, Tens
 
 class _Spread(torch.autograd.Function):
     """Tokens [N, ...] to cells [C, ...]. Nobody reads what a padding cell gives, so its gradient is
-    exactly zero
-    and the backward pass can gather, too, instead of adding up."""
+    exactly zero and the backward pass can gather, too, instead of adding up."""
 
     @staticmethod
     def forward(ctx: Any, x_N: Tensor, token_of_cell: Tensor, cell_of_token: Tensor) -> Tensor:

@@ -1,11 +1,11 @@
 """Sums and differences in English and Chinese, with a split of the *pairs of numbers* that nothing trained
 ever shows.
 
-Answers come in two styles. `direct` is the number alone. `steps` works the columns first, right to left,
-every column the same shape (digit, digit, carry), which a small model learns as a table of a few hundred
-entries:
+Answers come in two styles. `direct` is the number alone. `steps` writes the problem down first, so that from
+then on every digit has its place, and works the columns, right to left, every column the same shape (digit,
+digit, carry), which a small model learns as a table of a few hundred entries:
 
-    12+29  ->  2+9=11, 1+2+1=4, 12+29=41          52-19  ->  12-9=3, 5-1-1=3, 52-19=33
+    12+29  ->  12+29: 2+9=11, 1+2+1=4 → 41          52-19  ->  52-19: 12-9=3, 5-1-1=3 → 33
 
 The last number of an answer is always the result. Digits are single tokens in our tokenizer.
 """
@@ -113,9 +113,10 @@ def solve(problem: Sum, style: Style = "steps") -> str:
     """The answer text; its last number is the result."""
     if style == "direct":
         return str(problem.result)
-    whole = f"{problem.a}{problem.op}{problem.b}={problem.result}"
-    columns = _columns(problem)
-    return whole if len(columns) == 1 else ", ".join([*columns, whole])
+    asked, columns = f"{problem.a}{problem.op}{problem.b}", _columns(problem)
+    if len(columns) == 1:
+        return f"{asked}={problem.result}"
+    return f"{asked}: {', '.join(columns)} → {problem.result}"
 
 
 def draw(rng: random.Random, *, split: str, three_digit_share: float = 0.0) -> Sum:

@@ -45,7 +45,7 @@ SEVERITY: dict[str, int] = {
 """Rank before gaps are closed; equal numbers are ties."""
 
 WEIGHTS: dict[str, float] = {
-    "wrong": 0.4, "wordy": 0.3, "repeated": 0.06, "language": 0.08, "truncated": 0.1, "unhelpful": 0.06,
+    "wrong": 0.36, "wordy": 0.24, "repeated": 0.05, "language": 0.08, "truncated": 0.17, "unhelpful": 0.1,
 }  # fmt: skip
 """How often each flaw is drawn."""
 
@@ -90,12 +90,12 @@ def wrong_sum(problem: arithmetic.Sum, style: arithmetic.Style, rng: random.Rand
     right = problem.result
     offers = [right + d for d in (-11, -10, -2, -1, 1, 2, 10, 11)] + [int(str(right)[::-1])]
     guess = rng.choice([g for g in offers if g >= 0 and g != right])
-    head, _, _ = text.rpartition("=")
-    return f"{head}={guess}" if head else str(guess)
+    return text[: len(text) - len(str(right))] + str(guess)
 
 
 def misread(problem: arithmetic.Sum, rng: random.Random) -> arithmetic.Sum:
-    """The problem with one digit of one number read as another, and with another result."""
+    """The problem with one digit of one number read as another, and with another
+    result; never a pair kept for evaluation."""
     while True:
         numbers = [str(problem.a), str(problem.b)]
         which = rng.randrange(2)
@@ -105,7 +105,7 @@ def misread(problem: arithmetic.Sum, rng: random.Random) -> arithmetic.Sum:
         numbers[which] = "".join(digits)
         a, b = map(int, numbers)
         found = arithmetic.Sum(a, problem.op, b) if problem.op == "+" or a >= b else arithmetic.Sum(b, "-", a)
-        if found.result != problem.result:
+        if found.result != problem.result and not arithmetic.held_out(found.a, found.b):
             return found
 
 

@@ -82,11 +82,11 @@ def test_phrasings_are_many_and_divided() -> None:
 @pytest.mark.parametrize(
     ("problem", "text"),
     [
-        (Sum(12, "+", 29), "2+9=11, 1+2+1=4, 12+29=41"),
-        (Sum(52, "-", 19), "12-9=3, 5-1-1=3, 52-19=33"),
+        (Sum(12, "+", 29), "12+29: 2+9=11, 1+2+1=4 → 41"),
+        (Sum(52, "-", 19), "52-19: 12-9=3, 5-1-1=3 → 33"),
         (Sum(3, "+", 4), "3+4=7"),
-        (Sum(95, "+", 7), "5+7=12, 9+0+1=10, 95+7=102"),
-        (Sum(100, "-", 1), "10-1=9, 10-0-1=9, 1-0-1=0, 100-1=99"),
+        (Sum(95, "+", 7), "95+7: 5+7=12, 9+0+1=10 → 102"),
+        (Sum(100, "-", 1), "100-1: 10-1=9, 10-0-1=9, 1-0-1=0 → 99"),
     ],
 )
 def test_column_work_by_hand(problem: Sum, text: str) -> None:
@@ -100,7 +100,8 @@ def test_every_column_of_the_work_is_true_and_the_last_number_is_the_result() ->
         for _ in range(500):
             problem = arithmetic.draw(rng, split=split, three_digit_share=0.2)
             text = solve(problem)
-            for column in text.split(", "):
+            assert text.startswith(f"{problem.a}{problem.op}{problem.b}")
+            for column in text.split(": ")[-1].split(" → ")[0].split(", "):
                 left, right = column.split("=")
                 assert eval(left) == int(right), text
             assert int(re.findall(r"\d+", text)[-1]) == problem.result
