@@ -82,7 +82,7 @@ def plan(cfg: Config) -> Plan:
              "seed": cfg.seed},
         reward={"epochs": 1.0, "batch_tokens": 2048, "optimizer": "muon", "lr": 1e-3, "seed": cfg.seed},
         prefer={"epochs": 1.0, "batch_tokens": 2048, "lr": 3e-5, "beta": 0.1, "seed": cfg.seed},
-        rl={"steps": few(16, 2), "batch_prompts": 64, "max_new_tokens": 64, "minibatches": 2, "lr": 7e-5,
+        rl={"steps": few(20, 2), "batch_prompts": 64, "max_new_tokens": 64, "minibatches": 2, "lr": 1.2e-4,
             "ppo": {"lam": 1.0}, "ptx_weight": 1.0, "seed": cfg.seed},
     )  # fmt: skip
 
@@ -150,6 +150,7 @@ def walk(c: Caravan, cfg: Config) -> Road:
             chats=chats,
             max_tokens=64,
             parallel=64,
+            sampled=160,
         )
         for name, model in models.items()
     }
