@@ -353,8 +353,12 @@ def _follow(store: Store, question: Question, rt: Runtime) -> Artefact:
     scratch = work / f"out-rank{rank()}"
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
-    with plain_errors(f"running {question.name}"):
-        question.stage.run(question.cfg, question.inputs, scratch, replace(rt, work=work, report=_quiet))
+    try:
+        with plain_errors(f"running {question.name}"):
+            question.stage.run(question.cfg, question.inputs, scratch, replace(rt, work=work, report=_quiet))
+    except UserError:
+        if store.find(question.key) is None:  # else rank 0 was done first and cleared the folder under us
+            raise
     for _ in _until_answered(store, question):
         pass
     hit = store.find(question.key)

@@ -72,7 +72,7 @@ def plan(cfg: Config) -> Plan:
         return Plan(
             cfg.scale, False,
             sft={"epochs": 2.0, "seed": cfg.seed}, reward={"seed": cfg.seed}, prefer={"seed": cfg.seed},
-            rl={"steps": few(50, 2), "seed": cfg.seed},
+            rl={"steps": few(50, 2), "max_new_tokens": 64, "seed": cfg.seed},
         )  # fmt: skip
     return Plan(
         cfg.scale, True,

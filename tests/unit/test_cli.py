@@ -350,7 +350,7 @@ def test_control_c_says_where_to_go_on(tmp_path: Path) -> None:
         time.sleep(0.02)
     time.sleep(0.1)
     running.send_signal(signal.SIGINT)
-    _, said = running.communicate(timeout=20)
+    _, said = running.communicate(timeout=120)
     assert running.returncode == 130
     assert "interrupted; tiny.counting keeps its checkpoints in" in said and "run the same command" in said
     assert "Traceback" not in said

@@ -122,7 +122,7 @@ def test_two_ranks_run_together_and_one_publishes(store: Store, tmp_path: Path) 
         env |= {"COUNTING_SLEEPS": "0.02", "PYTHONPATH": str(Path(here).parents[1])}
         words = [sys.executable, "-c", code, str(store.root), here]
         ranks.append(subprocess.Popen(words, env=env, stdout=subprocess.PIPE, text=True))
-    answers = {process.communicate(timeout=60)[0] for process in ranks}
+    answers = {process.communicate(timeout=180)[0] for process in ranks}
     assert len(answers) == 1 and answers != {""}
     assert len(log.read_text().splitlines()) == 2, "both ranks ran"
     (art,) = store.ls("corpus")
