@@ -9,15 +9,17 @@ of pre-training.
 from __future__ import annotations
 
 import json
+import shutil
 import sys
-from dataclasses import dataclass, field, replace
+import tempfile
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from caravan import __version__, stage
+from caravan import stage
 from caravan.recipes.flow import Caravan
 from caravan.recipes.table import Row, print_table, rows_of, write_table
-from caravan.store import Artefact, Store, digest
+from caravan.store import Artefact, Store, digest, file_digest
 from caravan.types import UserError
 
 
@@ -51,40 +53,33 @@ class Config:
     """Port of the chat page; if it is taken, the next free one."""
 
 
-@dataclass(frozen=True)
-class Plan:
-    """Settings per stage, all of them in one place. Tuned on two CPU cores; docs/log.md says how."""
+def plan(cfg: Config) -> dict[str, dict[str, Any]]:
+    """Settings per stage, all in one place: a fresh model bears high rates, a checkpoint wants care.
 
-    scale: float
-    own_model: bool
-    """A fresh model, trained at high rates; False: a checkpoint of the user's, treated with care."""
-    pretrain: dict[str, Any] = field(default_factory=dict)
-    sft: dict[str, Any] = field(default_factory=dict)
-    reward: dict[str, Any] = field(default_factory=dict)
-    prefer: dict[str, Any] = field(default_factory=dict)
-    rl: dict[str, Any] = field(default_factory=dict)
+    Tuned on two CPU cores; docs/log.md says how.
+    """
 
+    def few(steps: int, least: int) -> int:
+        return max(least, round(steps * cfg.scale))
 
-def plan(cfg: Config) -> Plan:
-    """The settings of a run."""
-    few = lambda n, least=1: max(least, round(n * cfg.scale))  # noqa: E731
     if cfg.base:
-        return Plan(
-            cfg.scale, False,
-            sft={"epochs": 2.0, "seed": cfg.seed}, reward={"seed": cfg.seed}, prefer={"seed": cfg.seed},
-            rl={"steps": few(50, 2), "max_new_tokens": 64, "seed": cfg.seed},
-        )  # fmt: skip
-    return Plan(
-        cfg.scale, True,
-        pretrain={"size": cfg.size, "context": 512, "tokens": few(600_000, 8192), "batch_tokens": 4096,
-                  "optimizer": "muon", "lr": 4e-3, "weight_decay": 0.01, "seed": cfg.seed},
-        sft={"epochs": 1.0, "batch_tokens": 4096, "optimizer": "muon", "lr": 3e-3, "replay_share": 0.05,
-             "seed": cfg.seed},
-        reward={"epochs": 1.0, "batch_tokens": 2048, "optimizer": "muon", "lr": 1e-3, "seed": cfg.seed},
-        prefer={"epochs": 1.0, "batch_tokens": 2048, "lr": 3e-5, "beta": 0.1, "seed": cfg.seed},
-        rl={"steps": few(20, 2), "batch_prompts": 64, "max_new_tokens": 64, "minibatches": 2, "lr": 1.2e-4,
-            "ppo": {"lam": 1.0}, "ptx_weight": 1.0, "seed": cfg.seed},
-    )  # fmt: skip
+        return {
+            "sft": {"epochs": 2.0},
+            "reward": {},
+            "prefer": {},
+            "rl": {"steps": few(50, 2), "max_new_tokens": 64},
+        }
+    muon = {"optimizer": "muon"}
+    return {
+        "pretrain": muon
+        | {"size": cfg.size, "context": 512, "tokens": few(600_000, 8192), "batch_tokens": 4096}
+        | {"lr": 4e-3, "weight_decay": 0.01},
+        "sft": muon | {"epochs": 1.0, "batch_tokens": 4096, "lr": 3e-3, "replay_share": 0.05},
+        "reward": muon | {"epochs": 1.0, "batch_tokens": 2048, "lr": 1e-3},
+        "prefer": {"epochs": 1.0, "batch_tokens": 2048, "lr": 3e-5, "beta": 0.1},
+        "rl": {"steps": few(20, 2), "batch_prompts": 64, "minibatches": 2, "max_new_tokens": 64}
+        | {"lr": 1.2e-4, "ppo": {"lam": 1.0}, "ptx_weight": 1.0},
+    }
 
 
 def main(cfg: Config, store: Store, rt: stage.Runtime) -> int:
@@ -119,6 +114,7 @@ class Road:
 def walk(c: Caravan, cfg: Config) -> Road:
     """All stages from raw text to evaluations; the call graph is the flow."""
     settings, seeds = plan(cfg), seed_files(c.store, cfg)
+    seeded = {"seed": cfg.seed}
     text = c.corpus(raw=c.add(cfg.text or seeds / "text"))
     chats = c.conversations(raw=c.add(cfg.chats or seeds / "chats.jsonl"))
     if cfg.base:
@@ -127,13 +123,13 @@ def walk(c: Caravan, cfg: Config) -> Road:
     else:
         tokenizer = c.tokenizer(corpus=text, chats=chats, vocab=cfg.vocab)
         shards = c.shards(corpus=text, tokenizer=tokenizer)
-        base = c.pretrain(shards=shards, **settings.pretrain)
-    sft = c.sft(base=base, data=chats, replay=shards, **settings.sft)
+        base = c.pretrain(shards=shards, **settings["pretrain"], **seeded)
+    sft = c.sft(base=base, data=chats, replay=shards, **settings["sft"], **seeded)
     preferences = c.preferences(raw=c.add(cfg.preferences or seeds / "preferences.jsonl"))
-    reward = c.reward(base=sft, data=preferences, references=chats, **settings.reward)
-    dpo = c.prefer(policy=sft, data=preferences, **settings.prefer)
+    reward = c.reward(base=sft, data=preferences, references=chats, **settings["reward"], **seeded)
+    dpo = c.prefer(policy=sft, data=preferences, **settings["prefer"], **seeded)
     prompts = chats if cfg.chats else c.conversations(raw=c.add(seeds / "prompts.jsonl"))
-    ppo = c.rl(policy=sft, reward=reward, prompts=prompts, ptx=chats, **settings.rl)
+    ppo = c.rl(policy=sft, reward=reward, prompts=prompts, ptx=chats, **settings["rl"], **seeded)
     models = {"base": base, "SFT": sft, "DPO": dpo, "PPO": ppo}
     before = {"SFT": "base", "DPO": "SFT", "PPO": "SFT", "int8": "PPO", "int4": "PPO"}
     models["int8"] = c.quantize(model=ppo, bits=8)
@@ -174,7 +170,8 @@ LEAST = {
 
 
 def seed_files(store: Store, cfg: Config) -> Path:
-    """The folder of seed data, written once per (caravan, Python version, settings)."""
+    """The folder of seed data, written once per (code that writes it, Python version, settings)."""
+    from caravan import synth
     from caravan.synth.seeds import Sizes, write_quickstart
 
     full = Sizes()
@@ -182,19 +179,28 @@ def seed_files(store: Store, cfg: Config) -> Path:
         name: max(least, round(getattr(full, name) * min(cfg.scale, 1.0))) for name, least in LEAST.items()
     }
     sizes = replace(full, **shrunk)
-    asked = {"sizes": str(sizes), "seed": cfg.seed, "python": sys.version, "caravan": __version__}
+    code = [file_digest(path) for path in sorted(Path(synth.__file__).parent.glob("*.py"))]
+    asked = {"sizes": str(sizes), "seed": cfg.seed, "python": sys.version, "code": code}
     folder = store.root / "seeds" / digest(asked)[:12]
-    if not (folder / "done").exists():
-        counts = write_quickstart(folder, seed=cfg.seed, sizes=sizes)
-        (folder / "done").write_text(json.dumps(counts))
+    if not folder.exists():
+        draft = Path(tempfile.mkdtemp(dir=_made(store.root / "seeds")))
+        write_quickstart(draft, seed=cfg.seed, sizes=sizes)
+        try:
+            draft.rename(folder)
+        except OSError:  # another process was first, with the same bytes
+            shutil.rmtree(draft)
+    return folder
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
 def question_files(store: Store, cfg: Config, seeds: Path, chats: Artefact) -> Path:
     """What the models are asked: held-out seed questions, or the first turns of the user's held-out
     conversations."""
-    folder = store.root / "seeds" / f"questions-{chats.id[:12]}"
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = _made(store.root / "seeds" / f"questions-{chats.id[:12]}")
     if not cfg.chats:
         for name in ("eval_facts.jsonl", "eval_arithmetic.jsonl"):
             (folder / name).write_bytes((seeds / name).read_bytes())
