@@ -356,7 +356,7 @@ def _follow(store: Store, question: Question, rt: Runtime) -> Artefact:
     try:
         with plain_errors(f"running {question.name}"):
             question.stage.run(question.cfg, question.inputs, scratch, replace(rt, work=work, report=_quiet))
-    except UserError:
+    except (OSError, UserError):
         if store.find(question.key) is None:  # else rank 0 was done first and cleared the folder under us
             raise
     for _ in _until_answered(store, question):
