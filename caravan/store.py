@@ -362,4 +362,6 @@ def _is_id(path: Path) -> bool:
 
 
 def _now() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime()) + f".{time.time_ns() // 1_000_000 % 1000:03d}Z"
+    milliseconds = time.time_ns() // 1_000_000  # read once: seconds and fraction must be of one moment
+    seconds, fraction = divmod(milliseconds, 1000)
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)) + f".{fraction:03d}Z"

@@ -417,3 +417,13 @@ def test_the_id_depends_on_every_name_and_hash_and_not_on_order(files: dict[str,
     name = next(iter(files))
     assert (content_id("corpus", {**files, name: other}) == ident) == (files[name] == other)
     assert content_id("corpus", {k: v for k, v in files.items() if k != name}) != ident
+
+
+def test_the_time_of_publishing_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seconds of one moment with the fraction of another made artefacts of a second's end look a second old."""
+    from caravan import store as module
+
+    ticks = iter([1_700_000_000_999_000_000, 1_700_000_001_000_000_000])
+    monkeypatch.setattr(module.time, "time_ns", lambda: next(ticks))
+    first, second = module._now(), module._now()
+    assert first == "2023-11-14T22:13:20.999Z" and second == "2023-11-14T22:13:21.000Z"
