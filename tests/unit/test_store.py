@@ -420,7 +420,7 @@ def test_the_id_depends_on_every_name_and_hash_and_not_on_order(files: dict[str,
 
 
 def test_the_time_of_publishing_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Seconds of one moment with the fraction of another made artefacts of a second's end look a second old."""
+    """Seconds of one moment with the fraction of another made an artefact look a second old."""
     from caravan import store as module
 
     ticks = iter([1_700_000_000_999_000_000, 1_700_000_001_000_000_000])
