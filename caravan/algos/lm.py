@@ -1,6 +1,7 @@
 """Next-token cross-entropy that never holds the logits.
 
-    z = hidden @ weight^T,   lse = logsumexp(z),
+    z = hidden @ weight^T + bias,   then z * scale, then cap * tanh(z / cap) where a model has these,
+    lse = logsumexp(z),
     loss = sum_n w_n * (lse_n - z_n[target_n] + z_loss * lse_n^2) / normaliser
 
 Rows without weight are dropped first (in supervised fine-tuning most tokens are prompt). The rest goes
@@ -33,8 +34,10 @@ def cross_entropy(
     chunk: int | None = None,
     z_loss: float = 0.0,
     bias_V: Tensor | None = None,
+    scale: float = 1.0,
+    softcap: float | None = None,
 ) -> Loss:
-    """Weighted mean negative log-likelihood, in nats, of `targets_N` under softmax(hidden @ weight^T + bias).
+    """Weighted mean negative log-likelihood, in nats, of `targets_N` under the softmax of z.
 
     `normaliser` is the sum of weights of the WHOLE optimiser step, over all micro batches and ranks: the
     values of the micro batches then add up to the loss of the step however it was cut. `chunk` is tokens per
@@ -60,6 +63,8 @@ def cross_entropy(
         float(normaliser),
         chunk,
         z_loss,
+        scale,
+        softcap,
         torch.is_grad_enabled(),
     )
     return Loss(value, {"nll": nll, "tokens": w_M.sum(), "correct": correct})
@@ -73,20 +78,48 @@ def cross_entropy_reference(
     normaliser: float,
     z_loss: float = 0.0,
     bias_V: Tensor | None = None,
+    scale: float = 1.0,
+    softcap: float | None = None,
 ) -> Tensor:
     """The same scalar from all logits at once: slow and large, for tests."""
     dtype = torch.promote_types(hidden_ND.dtype, torch.float32)
     logits_NV = (hidden_ND @ weight_VD.t()).to(dtype)
     if bias_V is not None:
         logits_NV = logits_NV + bias_V.to(dtype)
+    logits_NV = logits_NV * scale
+    if softcap is not None:
+        logits_NV = softcap * torch.tanh(logits_NV / softcap)
     lse_N = torch.logsumexp(logits_NV, -1)
     nll_N = lse_N - logits_NV.gather(1, targets_N[:, None]).squeeze(1)
     return ((nll_N + z_loss * lse_N.square()) * weight_N.to(dtype)).sum() / normaliser
 
 
+def softcap_(z: Tensor, cap: float | None) -> Tensor | None:
+    """z becomes cap * tanh(z / cap) in place; returns the slope, 1 - tanh^2, or None where there is no cap
+    (Gemma 2, arXiv:2408.00118)."""
+    if cap is None:
+        return None
+    slope = 1.0 - z.div_(cap).tanh_().square()
+    z.mul_(cap)
+    return slope
+
+
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden_MD, weight_VD, bias_V, targets_M, w_M, normaliser, chunk, z_loss, grad_enabled):  # type: ignore[no-untyped-def]
+    def forward(  # type: ignore[no-untyped-def]
+        ctx,
+        hidden_MD,
+        weight_VD,
+        bias_V,
+        targets_M,
+        w_M,
+        normaliser,
+        chunk,
+        z_loss,
+        scale,
+        softcap,
+        grad_enabled,
+    ):
         dtype = torch.promote_types(hidden_MD.dtype, torch.float32)
         rows = hidden_MD.shape[0]
         need_h = grad_enabled and hidden_MD.requires_grad
@@ -102,6 +135,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
             z_CV = (h_CD @ weight_VD.t()).to(dtype)
             if bias_V is not None:
                 z_CV += bias_V
+            if scale != 1.0:
+                z_CV.mul_(scale)
+            slope_CV = softcap_(z_CV, softcap)
             z_target_C = z_CV.gather(1, t_C1).squeeze(1)
             top_C = z_CV.amax(1)
             p_CV = z_CV.sub_(top_C[:, None]).exp_()
@@ -117,6 +153,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
             factor_C = scale_C * (1.0 + 2.0 * z_loss * lse_C) if z_loss else scale_C
             p_CV.mul_((factor_C / sum_C)[:, None])
             p_CV.scatter_add_(1, t_C1, -scale_C[:, None])
+            if slope_CV is not None:
+                p_CV.mul_(slope_CV)
+            if scale != 1.0:
+                p_CV.mul_(scale)
             if grad_b is not None:
                 grad_b += p_CV.sum(0)
             g_CV = p_CV.to(hidden_MD.dtype)
@@ -137,4 +177,4 @@ class _LinearCrossEntropy(torch.autograd.Function):
         (grad_h, grad_w, grad_b), ctx.grads = ctx.grads, None
         unit = grad_value.device.type == "cpu" and grad_value.item() == 1.0
         scaled = [g if g is None or unit else g.mul_(grad_value) for g in (grad_h, grad_w, grad_b)]
-        return scaled[0], scaled[1], scaled[2], None, None, None, None, None, None
+        return (*scaled, *[None] * 8)

@@ -1,7 +1,7 @@
 """Log-probabilities of given tokens: the one function behind old, new and reference log-probs, PPO and DPO
 alike.
 
-    log p(y | h) = z_y - logsumexp(z),      z = (h W^T + b) / T
+    log p(y | h) = z_y - logsumexp(z),      z = s (h W^T + b) / T,  or c tanh(s (h W^T + b) / c) / T
 
 Always in float32 (float64 stays float64): rounding of a bf16 log-softmax is larger than the KL signal that is
 read from it. The [N, V] logits are never held: a chunk of rows at a time is made, reduced and dropped, and
@@ -16,10 +16,13 @@ Shapes: N tokens, S segments, D model width, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
+
+from caravan.algos.lm import softcap_
 
 _CHUNK_ELEMENTS = 1 << 22
 """Logits alive at once: 16 MiB in float32. A small vocabulary still gets rows enough for a fast product."""
@@ -29,12 +32,28 @@ def _accurate(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def _logits(hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, temperature: float) -> Tensor:
-    """Logits over temperature, product and result in the dtype of `weight_VD` (already the accurate one)."""
-    z_NV = hidden_ND.to(weight_VD.dtype) @ weight_VD.T
-    if bias_V is not None:
-        z_NV += bias_V.to(z_NV.dtype)
-    return z_NV.div_(temperature) if temperature != 1.0 else z_NV
+@dataclass(frozen=True, slots=True)
+class _Shape:
+    """What turns h W^T + b into the logits that are normalised."""
+
+    temperature: float
+    scale: float
+    softcap: float | None
+
+    @property
+    def divisor(self) -> float:
+        """Inverse of the constant part of dz / d(h W^T + b)."""
+        return self.temperature / self.scale
+
+    def logits(self, hidden: Tensor, weight: Tensor, bias_V: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """z in the dtype of `weight`, which is the accurate one, and the slope of the cap if there is one."""
+        z = hidden.to(weight.dtype) @ weight.T
+        if bias_V is not None:
+            z += bias_V.to(z.dtype)
+        if self.softcap is None:
+            return (z.div_(self.divisor) if self.divisor != 1.0 else z), None
+        slope = softcap_(z.mul_(self.scale), self.softcap)
+        return z.div_(self.temperature), slope
 
 
 class _TokenLogprobs(torch.autograd.Function):
@@ -48,7 +67,7 @@ class _TokenLogprobs(torch.autograd.Function):
         weight_VD: Tensor,
         bias_V: Tensor | None,
         targets_N: Tensor,
-        temperature: float,
+        shape: _Shape,
         chunk: int,
         entropy: bool,
     ) -> tuple[Tensor, Tensor]:
@@ -60,14 +79,14 @@ class _TokenLogprobs(torch.autograd.Function):
         entropy_N = torch.zeros_like(logp_N)
         for a in range(0, n, chunk):
             b = min(a + chunk, n)
-            z = _logits(hidden_ND[a:b], weight, bias_V, temperature)
+            z, _ = shape.logits(hidden_ND[a:b], weight, bias_V)
             torch.logsumexp(z, dim=1, out=lse_N[a:b])
             logp_N[a:b] = z.gather(1, targets_N[a:b, None]).squeeze(1) - lse_N[a:b]
             if entropy:
                 p = torch.exp(z - lse_N[a:b, None])
                 entropy_N[a:b] = lse_N[a:b] - (p * z).sum(1)
         ctx.save_for_backward(hidden_ND, weight_VD, bias_V, targets_N, lse_N, entropy_N)
-        ctx.temperature, ctx.chunk, ctx.entropy = temperature, chunk, entropy
+        ctx.shape, ctx.chunk, ctx.entropy = shape, chunk, entropy
         ctx.set_materialize_grads(False)  # entropy is often only looked at: no gradient of zeros for it
         if not entropy:
             ctx.mark_non_differentiable(entropy_N)
@@ -86,7 +105,7 @@ class _TokenLogprobs(torch.autograd.Function):
         g_bias = torch.zeros(weight.shape[0], dtype=dtype, device=weight.device) if need_bias else None
         for a in range(0, n, ctx.chunk):
             b = min(a + ctx.chunk, n)
-            z = _logits(hidden_ND[a:b], weight, bias_V, ctx.temperature)
+            z, slope = ctx.shape.logits(hidden_ND[a:b], weight, bias_V)
             g = g_logp_N[a:b, None]
             logp = z.sub_(lse_N[a:b, None])
             p = torch.exp(logp)
@@ -95,7 +114,10 @@ class _TokenLogprobs(torch.autograd.Function):
             else:
                 gz = p.mul_(-g)
             gz.scatter_add_(1, targets_N[a:b, None], g)
-            gz.div_(ctx.temperature)
+            if slope is not None:
+                gz.mul_(slope)
+            if ctx.shape.divisor != 1.0:
+                gz.div_(ctx.shape.divisor)
             # The two products of the gradient run in the model's own dtype: they are averaged, not
             # exponentiated.
             low = gz.to(hidden_ND.dtype)
@@ -125,6 +147,8 @@ def token_logprobs(
     entropy: Literal[False] = ...,
     *,
     bias_V: Tensor | None = ...,
+    scale: float = ...,
+    softcap: float | None = ...,
     chunk: int | None = ...,
 ) -> Tensor: ...
 @overload
@@ -136,6 +160,8 @@ def token_logprobs(
     *,
     entropy: Literal[True],
     bias_V: Tensor | None = ...,
+    scale: float = ...,
+    softcap: float | None = ...,
     chunk: int | None = ...,
 ) -> tuple[Tensor, Tensor]: ...
 
@@ -148,9 +174,14 @@ def token_logprobs(
     entropy: bool = False,
     *,
     bias_V: Tensor | None = None,
+    scale: float = 1.0,
+    softcap: float | None = None,
     chunk: int | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Natural log-probability of `targets_N` under softmax((hidden W^T + b) / temperature), differentiable.
+    """Natural log-probability of `targets_N` under softmax(z), differentiable.
+
+    z = scale (hidden W^T + b) / temperature; a `softcap` c makes it c tanh(scale (hidden W^T + b) / c) /
+    temperature.
 
     Returns logp_N float32 (float64 for float64 input); with `entropy` also entropy_N = lse - sum p z,
     differentiable too. `chunk` is rows at once (default: as many as fit 16 MiB). Pass only the rows you need:
@@ -160,7 +191,13 @@ def token_logprobs(
     assert hidden_ND.ndim == 2 and targets_N.shape == hidden_ND.shape[:1], "one target per row of hidden"
     rows = chunk or max(128, _CHUNK_ELEMENTS // weight_VD.shape[0])
     logp_N, entropy_N = _TokenLogprobs.apply(
-        hidden_ND, weight_VD, bias_V, targets_N, float(temperature), rows, entropy
+        hidden_ND,
+        weight_VD,
+        bias_V,
+        targets_N,
+        _Shape(float(temperature), scale, softcap),
+        rows,
+        entropy,
     )
     return (logp_N, entropy_N) if entropy else logp_N
 
@@ -172,12 +209,17 @@ def token_logprobs_reference(
     temperature: float = 1.0,
     *,
     bias_V: Tensor | None = None,
+    scale: float = 1.0,
+    softcap: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """(logp_N, entropy_N) by log_softmax over whole [N, V] logits: the definition, to test the fast one
     against."""
     dtype = _accurate(hidden_ND.dtype)
     z_NV = hidden_ND.to(dtype) @ weight_VD.to(dtype).T
-    z_NV = (z_NV if bias_V is None else z_NV + bias_V.to(dtype)) / temperature
+    z_NV = scale * (z_NV if bias_V is None else z_NV + bias_V.to(dtype))
+    if softcap is not None:
+        z_NV = softcap * torch.tanh(z_NV / softcap)
+    z_NV = z_NV / temperature
     logp_NV = torch.log_softmax(z_NV, dim=1)
     return logp_NV.gather(1, targets_N[:, None]).squeeze(1), -(logp_NV.exp() * logp_NV).sum(1)
 

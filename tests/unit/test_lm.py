@@ -20,12 +20,13 @@ def problem(rows=23, width=8, vocab=31, dtype=torch.float64, seed=0):
 
 @pytest.mark.parametrize("chunk", [1, 4, 7, 1000, None])
 @pytest.mark.parametrize("z_loss", [0.0, 0.01])
-def test_equals_the_reference_in_value_and_gradient(chunk, z_loss):
+@pytest.mark.parametrize(("scale", "softcap"), [(1.0, None), (0.3, None), (1.7, 1.5)])
+def test_equals_the_reference_in_value_and_gradient(chunk, z_loss, scale, softcap):
     hidden, weight, targets, weights = problem()
     bias = torch.linspace(-1, 1, 31, dtype=torch.float64, requires_grad=True)
-    ours = cross_entropy(hidden, weight, targets, weights, 5.0, chunk, z_loss, bias)
+    ours = cross_entropy(hidden, weight, targets, weights, 5.0, chunk, z_loss, bias, scale, softcap)
     mine = torch.autograd.grad(ours.value * 3, (hidden, weight, bias))
-    plain = cross_entropy_reference(hidden, weight, targets, weights, 5.0, z_loss, bias)
+    plain = cross_entropy_reference(hidden, weight, targets, weights, 5.0, z_loss, bias, scale, softcap)
     theirs = torch.autograd.grad(plain * 3, (hidden, weight, bias))
     torch.testing.assert_close(ours.value, plain, rtol=1e-12, atol=1e-12)
     for a, b in zip(mine, theirs, strict=True):

@@ -17,27 +17,30 @@ def _case(n: int = 13, d: int = 5, v: int = 11, dtype: torch.dtype = torch.float
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 @pytest.mark.parametrize("chunk", [None, 4, 1])
-def test_equals_log_softmax(temperature: float, chunk: int | None) -> None:
+@pytest.mark.parametrize("shape", [{}, {"scale": 0.3}, {"scale": 1.7, "softcap": 1.5}])
+def test_equals_log_softmax(temperature: float, chunk: int | None, shape: dict[str, float]) -> None:
     hidden, weight, targets, bias = _case()
     logp, entropy = token_logprobs(
-        hidden, weight, targets, temperature, entropy=True, bias_V=bias, chunk=chunk
+        hidden, weight, targets, temperature, entropy=True, bias_V=bias, chunk=chunk, **shape
     )
-    want, want_entropy = token_logprobs_reference(hidden, weight, targets, temperature, bias_V=bias)
+    want, want_entropy = token_logprobs_reference(hidden, weight, targets, temperature, bias_V=bias, **shape)
     torch.testing.assert_close(logp, want, rtol=0, atol=1e-12)
     torch.testing.assert_close(entropy, want_entropy, rtol=0, atol=1e-12)
-    assert torch.equal(token_logprobs(hidden, weight, targets, temperature, bias_V=bias, chunk=chunk), logp)
+    alone = token_logprobs(hidden, weight, targets, temperature, bias_V=bias, chunk=chunk, **shape)
+    assert torch.equal(alone, logp)
 
 
+@pytest.mark.parametrize("shape", [{}, {"scale": 1.7, "softcap": 1.5}])
 @pytest.mark.parametrize("with_bias", [True, False])
-def test_gradcheck(with_bias: bool) -> None:
+def test_gradcheck(with_bias: bool, shape: dict[str, float]) -> None:
     hidden, weight, targets, bias = _case(5, 3, 4, bias=with_bias)
     leaves = [x.requires_grad_() for x in (hidden, weight, bias) if x is not None]
 
     def both(h, w, b=None):
-        return token_logprobs(h, w, targets, 0.7, entropy=True, bias_V=b, chunk=2)
+        return token_logprobs(h, w, targets, 0.7, entropy=True, bias_V=b, chunk=2, **shape)
 
     def only(h, w, b=None):
-        return token_logprobs(h, w, targets, 0.7, bias_V=b, chunk=2)
+        return token_logprobs(h, w, targets, 0.7, bias_V=b, chunk=2, **shape)
 
     def entropy_alone(h, w, b=None):
         return both(h, w, b)[1]
