@@ -94,7 +94,7 @@ def by_gptq(
         for name in [n for n in layers if n.startswith(f"blocks.{i}.")]:
             layer = layers[name]
             if grid.fits(layer.in_features):
-                hessian = _second_moments(layer, block, batches)
+                hessian = _second_moments(layer, block, i, batches)
                 weight = layer.weight.detach().float()
                 width = grid.width(layer.in_features)
                 q, scale = gptq.quantise(weight, hessian, grid.bits, width, grid.dtype)
@@ -102,7 +102,7 @@ def by_gptq(
                 layer.weight.copy_(expand(q, scale))
             report(len(result), len(layers))
         for batch in batches:
-            batch.hidden_ND = block(batch.hidden_ND, batch.angles, batch.attend)
+            batch.hidden_ND = block(batch.hidden_ND, i, batch.angles, batch.attend)
     return result
 
 
@@ -113,7 +113,7 @@ class _Activations:
         lengths = [len(s) for s in sequences]
         pos_N = torch.cat([torch.arange(n) for n in lengths])
         self.attend = Segments(lengths)
-        self.angles = model.angles(pos_N)
+        self.angles = model.angles(pos_N, self.attend)
         embedded: list[Tensor] = []
         # what enters the first block, whatever the family adds to the embedding
         handle = model.blocks[0].register_forward_pre_hook(lambda _, args: embedded.append(args[0]))
@@ -136,12 +136,14 @@ def _batches(sequences: Sequence[Sequence[int]], tokens: int) -> list[list[Seque
     return groups
 
 
-def _second_moments(layer: nn.Linear, block: nn.Module, batches: Sequence[_Activations]) -> Tensor:
+def _second_moments(
+    layer: nn.Linear, block: nn.Module, index: int, batches: Sequence[_Activations]
+) -> Tensor:
     moments = gptq.Hessian()
     handle = layer.register_forward_pre_hook(lambda _, args: moments.add(args[0]))
     try:
         for batch in batches:
-            block(batch.hidden_ND, batch.angles, batch.attend)
+            block(batch.hidden_ND, index, batch.angles, batch.attend)
     finally:
         handle.remove()
     return moments.matrix()

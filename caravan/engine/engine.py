@@ -294,7 +294,7 @@ class Engine:
 
 def _default_cache(model: Decoder, wanted: int) -> int:
     """Positions whose float32 keys and values fill 2 GiB, but no more than `wanted`."""
-    per_position = sum(8 * layer.attn.n_kv * layer.attn.head_dim for layer in model.spec.layers)
+    per_position = sum(4 * a.n_kv * (a.head_dim + a.value_dim) for a in model.spec.attns)
     return min(wanted, max(2048, _CACHE_BYTES // per_position))
 
 

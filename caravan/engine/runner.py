@@ -24,6 +24,7 @@ from torch import Tensor
 
 from caravan.engine.scheduler import Plan, Request, Row
 from caravan.model.decoder import Decoder
+from caravan.model.spec import Attn
 
 _GROUP_WASTE = 1.5
 """Chunks share one padded call while it costs at most this many times their own attention."""
@@ -144,6 +145,9 @@ class StepAttention:
     def __init__(self, lanes: Lanes, rows: Sequence[Row], device: torch.device) -> None:
         self.lanes = lanes
         self.device = device
+        self.lengths = tuple(row.n for row in rows)
+        self.prefix: tuple[int, ...] | None = None
+        self.routed: dict[int, tuple[Tensor, Tensor]] = {}
         single = [row for row in rows if row.n == 1]
         self.singles = len(single)
         self.lane_N = torch.tensor(
@@ -166,8 +170,9 @@ class StepAttention:
         ragged = bool(hidden_MS.any())
         self.bias_M11S = bias_MS[:, None, None] if ragged else None
 
-    def __call__(self, layer: int, q_NHE: Tensor, k_NKE: Tensor, v_NKE: Tensor, scale: float) -> Tensor:
+    def __call__(self, layer: int, q_NHE: Tensor, k_NKE: Tensor, v_NKE: Tensor, attn: Attn) -> Tensor:
         """[N, H, E] queries, [N, K, E] keys and values of this step's tokens -> [N, H, E]."""
+        scale = attn.scale
         kv = self.lanes.layer(layer, k_NKE)
         self._write(kv, k_NKE, v_NKE)
         M = self.singles
@@ -181,6 +186,12 @@ class StepAttention:
             o = _attend_chunk(chunk, kv, q_NHE, k_NKE, v_NKE, scale)
             out_NHE[chunk.at] = o.to(q_NHE.dtype)
         return out_NHE
+
+    def state(self, index: int) -> dict[str, Tensor] | None:
+        raise NotImplementedError("generation with recurrent layers")
+
+    def keep(self, index: int, state: dict[str, Tensor]) -> None:
+        raise NotImplementedError("generation with recurrent layers")
 
     def _write(self, kv: Tensor, k_NKE: Tensor, v_NKE: Tensor) -> None:
         _, _, K, C, _ = kv.shape

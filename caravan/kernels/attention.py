@@ -17,7 +17,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -57,6 +57,13 @@ def reference_attention(
             heads.append(scores.masked_fill(hidden, float("-inf")).softmax(-1) @ v)
         rows.append(torch.stack(heads, 1))
     return torch.cat(rows).to(q_NHE.dtype)
+
+
+class Scoring(Protocol):
+    """What attention must know of a layer's knobs (model.spec.Attn has more)."""
+
+    @property
+    def scale(self) -> float: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,8 +147,15 @@ class Segments:
     Gradients are exact and no token sees another segment. `lengths` are python integers whose sum is N.
     """
 
-    def __init__(self, lengths: Sequence[int], device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        device: torch.device | str = "cpu",
+        prefix: tuple[int, ...] | None = None,
+    ) -> None:
         self.lengths = tuple(lengths)
+        self.prefix = prefix
+        self.routed: dict[int, tuple[Tensor, Tensor]] = {}
         self.tokens = sum(self.lengths)
         self.buckets = buckets(self.lengths)
         self._cells: tuple[Tensor, Tensor] | None = None
@@ -149,9 +163,17 @@ class Segments:
             token_of_cell, cell_of_token = _cells(self.buckets, self.lengths)
             self._cells = token_of_cell.to(device), cell_of_token.to(device)
 
-    def __call__(self, layer: int, q_NHE: Tensor, k_NKE: Tensor, v_NKE: Tensor, scale: float) -> Tensor:
+    def state(self, index: int) -> dict[str, Tensor] | None:
+        """None: in training every segment starts afresh."""
+        return None
+
+    def keep(self, index: int, state: dict[str, Tensor]) -> None:
+        """In training nothing comes after the last token."""
+
+    def __call__(self, index: int, q_NHE: Tensor, k_NKE: Tensor, v_NKE: Tensor, attn: Scoring) -> Tensor:
         """[N, H, E] queries against [N, K, E] keys and values -> [N, H, E]. The layer index is not needed
         here."""
+        scale = attn.scale
         assert q_NHE.shape[0] == self.tokens, (q_NHE.shape, self.tokens)
         tiled = q_NHE.dtype == torch.bfloat16 and q_NHE.device.type == "cpu"
         if self._cells is None:

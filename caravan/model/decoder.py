@@ -3,16 +3,14 @@
 N flat tokens, D width, V vocabulary, H query heads, K key/value heads, E head width, F rotary frequencies.
 
 `forward` takes flat tokens with explicit positions and returns hidden states; it knows nothing of masks,
-caches, padding or losses. What a token may see is the business of `attend`, a callable built once per batch:
-`attend(layer, q_NHE, k_NKE, v_NKE, scale) -> o_NHE` (training: kernels.attention.Segments; generation: the
-engine's paged cache). Choices between knobs are made in `__init__`, so that every forward of a model takes
-the same path.
+caches, padding or losses. What a token may see is the business of `attend`, the context object of one pass
+(training: kernels.attention.Segments; generation: the engine's paged cache). Choices between knobs are made
+in `__init__`, so that every forward of a model takes the same path.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
@@ -20,162 +18,121 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from caravan.kernels.glu import swiglu
-from caravan.kernels.norm import rms_norm
-from caravan.kernels.rope import rotate, split_rotate
-from caravan.model.spec import FFN, Attn, Layer, Norm, Rope, Spec
+from caravan.model import ffn as ffns
+from caravan.model import mixers
+from caravan.model.norms import make_norm
+from caravan.model.positions import Angles, by_length, inverse_frequencies, sinusoid, two_streams
+from caravan.model.spec import Attn, Layer, Rope, Spec
 
 
 class Attend(Protocol):
-    """What a token sees: causal training segments, a paged cache, ..."""
+    """The context of one forward pass over a flat batch of segments."""
 
-    def __call__(
-        self, layer: int, q_NHE: Tensor, k_NKE: Tensor, v_NKE: Tensor, scale: float, /
-    ) -> Tensor: ...
+    lengths: tuple[int, ...]
+    """Tokens of each segment (training: documents; generation: the rows of the step), in sum N."""
+    prefix: tuple[int, ...] | None
+    """Per segment, how many of its first tokens see each other in both directions; None: nobody."""
+    routed: dict[int, tuple[Tensor, Tensor]]
+    """Layer -> (router probabilities [N, X], chosen experts [N, top_k]), put here by MoE layers."""
 
+    def __call__(self, index: int, q_NHE: Tensor, k_NKE: Tensor, v_NKV: Tensor, attn: Attn, /) -> Tensor:
+        """Attention of layer `index` -> [N, H, V]. Who sees whom and how scores are shaped is said by
+        `attn`; the width of values may differ from that of keys."""
+        ...
 
-Angles = list[tuple[Tensor, Tensor]]
-"""cos and sin, each [N, F] in fp32, of every distinct Rope of the model."""
+    def state(self, index: int) -> dict[str, Tensor] | None:
+        """Recurrent state of layer `index` before the first token of each segment, tensors [S, ...]; None:
+        every segment starts afresh. An FFN's state has the index -1 - layer."""
+        ...
 
-
-def inverse_frequencies(rope: Rope) -> tuple[Tensor, float]:
-    """[F] angles per position in fp32, and the factor on cos and sin.
-
-    linear: Chen et al. 2023 (arXiv:2306.15595); llama3: Llama 3 release; yarn: Peng et al. 2023
-    (arXiv:2309.00071).
-    """
-    exponent_F = torch.arange(0, rope.dim, 2, dtype=torch.float32) / rope.dim
-    inv_F = 1.0 / (rope.theta**exponent_F)
-    scaling = rope.scaling
-    if scaling is None:
-        return inv_F, 1.0
-    if scaling.kind == "linear":
-        return inv_F / scaling.factor, 1.0
-    if scaling.kind == "llama3":
-        turns_F = scaling.original_context * inv_F / (2 * math.pi)
-        low, high = scaling.low_freq_factor, scaling.high_freq_factor
-        keep_F = ((turns_F - low) / (high - low)).clamp(0, 1)
-        return inv_F * (keep_F + (1 - keep_F) / scaling.factor), 1.0
-
-    def dimension(turns: float) -> float:
-        return (
-            rope.dim * math.log(scaling.original_context / (turns * 2 * math.pi)) / (2 * math.log(rope.theta))
-        )
-
-    low, high = dimension(scaling.beta_fast), dimension(scaling.beta_slow)
-    if scaling.truncate:
-        low, high = math.floor(low), math.ceil(high)
-    low, high = max(low, 0), min(high, rope.dim - 1)
-    ramp_F = (torch.arange(rope.dim // 2, dtype=torch.float32) - low) / max(high - low, 0.001)
-    stretch_F = ramp_F.clamp(0, 1)
-    factor = scaling.attention_factor
-    if factor is None:
-        factor = 0.1 * math.log(scaling.factor) + 1.0 if scaling.factor > 1 else 1.0
-    return inv_F * (1 - stretch_F) + inv_F / scaling.factor * stretch_F, factor
-
-
-class RMSNorm(nn.Module):
-    def __init__(self, d: int, norm: Norm) -> None:
-        super().__init__()
-        self.eps = norm.eps
-        self.weight = nn.Parameter(torch.ones(d))
-
-    def forward(self, x_ND: Tensor) -> Tensor:
-        return rms_norm(x_ND, self.weight, self.eps)
-
-
-def make_norm(d: int, norm: Norm) -> nn.Module:
-    """The module of a Norm of width d."""
-    return RMSNorm(d, norm) if norm.kind == "rms" else nn.LayerNorm(d, eps=norm.eps, bias=norm.bias)
-
-
-def _gelu_new(x: Tensor) -> Tensor:
-    return F.gelu(x, approximate="tanh")
-
-
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "silu": F.silu, "gelu": F.gelu, "gelu_new": _gelu_new, "relu": F.relu,
-}  # fmt: skip
-
-
-class Attention(nn.Module):
-    """One fused projection, optional norm of queries and keys, rotation, `attend`, output projection."""
-
-    def __init__(self, d: int, attn: Attn, rope: int | None) -> None:
-        super().__init__()
-        self.attn, self.rope = attn, rope
-        self.split = [attn.n_head, attn.n_kv, attn.n_kv]
-        self.qkv = nn.Linear(d, sum(self.split) * attn.head_dim, bias=attn.qkv_bias)
-        self.o = nn.Linear(attn.n_head * attn.head_dim, d, bias=attn.o_bias)
-        self.qn = make_norm(attn.head_dim, attn.qk_norm) if attn.qk_norm else None
-        self.kn = make_norm(attn.head_dim, attn.qk_norm) if attn.qk_norm else None
-        plain = self._rotated if attn.qk_norm is None else self._normed
-        self.heads = plain if rope is not None else self._unrotated
-
-    def _rotated(self, qkv: Tensor, angles: Angles) -> tuple[Tensor, Tensor, Tensor]:
-        return split_rotate(qkv, *angles[self.rope], self.attn.n_head, self.attn.n_kv)  # type: ignore[index]
-
-    def _unrotated(self, qkv: Tensor, angles: Angles) -> tuple[Tensor, Tensor, Tensor]:
-        return qkv.split(self.split, 1)  # type: ignore[return-value]
-
-    def _normed(self, qkv: Tensor, angles: Angles) -> tuple[Tensor, Tensor, Tensor]:
-        q_NHE, k_NKE, v_NKE = qkv.split(self.split, 1)
-        cos, sin = angles[self.rope]  # type: ignore[index]
-        return rotate(self.qn(q_NHE), cos, sin), rotate(self.kn(k_NKE), cos, sin), v_NKE  # type: ignore[misc]
-
-    def forward(self, x_ND: Tensor, layer: int, angles: Angles, attend: Attend) -> Tensor:
-        qkv = self.qkv(x_ND).view(x_ND.shape[0], -1, self.attn.head_dim)
-        return self.o(attend(layer, *self.heads(qkv, angles), self.attn.scale).flatten(1))
-
-
-class MLP(nn.Module):
-    """act(x A) B."""
-
-    def __init__(self, d: int, ffn: FFN) -> None:
-        super().__init__()
-        self.inp = nn.Linear(d, ffn.d_ff, bias=ffn.bias)
-        self.out = nn.Linear(ffn.d_ff, d, bias=ffn.bias)
-        self.act = ACTIVATIONS[ffn.act]
-
-    def forward(self, x_ND: Tensor) -> Tensor:
-        return self.out(self.act(self.inp(x_ND)))
-
-
-class GLU(nn.Module):
-    """(act(x G) * x U) B with [G; U] fused (Shazeer 2020, arXiv:2002.05202)."""
-
-    def __init__(self, d: int, ffn: FFN) -> None:
-        super().__init__()
-        self.inp = nn.Linear(d, 2 * ffn.d_ff, bias=ffn.bias)
-        self.out = nn.Linear(ffn.d_ff, d, bias=ffn.bias)
-        self.act = ACTIVATIONS[ffn.act]
-        self.inner = swiglu if ffn.act == "silu" else self._inner
-
-    def _inner(self, inner: Tensor) -> Tensor:
-        gate, up = inner.chunk(2, -1)
-        return self.act(gate) * up
-
-    def forward(self, x_ND: Tensor) -> Tensor:
-        return self.out(self.inner(self.inp(x_ND)))
+    def keep(self, index: int, state: dict[str, Tensor]) -> None:
+        """Hand over the state after the last token of each segment."""
+        ...
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + ffn(norm(x))."""
+    """One Layer. Its residual form is bound once: see Layer for what each means."""
 
-    def __init__(self, d: int, layer: Layer, index: int, rope: int | None) -> None:
+    def __init__(self, d: int, layer: Layer, index: int, rope: int | None, wide: bool = False) -> None:
         super().__init__()
-        self.index = index
-        self.n1, self.n2 = make_norm(d, layer.norm), make_norm(d, layer.norm)
-        self.mix = Attention(d, layer.attn, rope)
-        self.ffn = GLU(d, layer.ffn) if layer.ffn.kind == "glu" else MLP(d, layer.ffn)
+        both = layer.ffn is not None
+        self.n1 = make_norm(d, layer.norm if layer.pre and layer.pre_mixer else None)
+        self.n2 = make_norm(d, layer.norm if layer.pre and both and not layer.shared_norm else None)
+        self.p1 = make_norm(d, layer.norm if layer.post != "none" else None)
+        self.p2 = make_norm(d, layer.norm if layer.post != "none" and both else None)
+        self.mix = mixers.make(d, layer, index, rope)
+        self.ffn = ffns.make(d, layer.ffn) if layer.ffn is not None else None
+        self.alpha, self.beta = layer.alpha, layer.beta
+        weighted = layer.res_from_norm or layer.alpha != 1 or layer.beta != 1 or layer.post == "sum"
+        plain = layer.pre and layer.pre_mixer and layer.post == "none" and not weighted and not wide
+        self.source = _second if layer.res_from_norm else _first
+        self.inner, self.outer = (_through, _apply) if layer.post == "sum" else (_apply, _through)
+        self.narrow = _narrow if wide else _as_it_is
+        if layer.parallel:
+            assert both and layer.post == "none" and not layer.res_from_norm, layer
+            self.run = self._shared if layer.shared_norm else self._parallel
+        elif both:
+            self.run = self._plain if plain else self._sequential
+        else:
+            self.run = self._mixer_only
 
-    def forward(self, x_ND: Tensor, angles: Angles, attend: Attend) -> Tensor:
-        x_ND = x_ND + self.mix(self.n1(x_ND), self.index, angles, attend)
-        return x_ND + self.ffn(self.n2(x_ND))
+    def _plain(self, x_ND: Tensor, index: int, angles: Angles, attend: Attend) -> Tensor:
+        x_ND = x_ND + self.mix(self.n1(x_ND), index, angles, attend)
+        return x_ND + self.ffn(self.n2(x_ND), index, attend)  # type: ignore[misc]
+
+    def _mixer_only(self, x_ND: Tensor, index: int, angles: Angles, attend: Attend) -> Tensor:
+        h_ND = self.narrow(self.n1(x_ND), self.n1)
+        y_ND = self.inner(self.p1, self.mix(h_ND, index, angles, attend))
+        return self.outer(self.p1, self.alpha * self.source(x_ND, h_ND) + self.beta * y_ND)
+
+    def _sequential(self, x_ND: Tensor, index: int, angles: Angles, attend: Attend) -> Tensor:
+        x_ND = self._mixer_only(x_ND, index, angles, attend)
+        h_ND = self.narrow(self.n2(x_ND), self.n2)
+        y_ND = self.inner(self.p2, self.ffn(h_ND, index, attend))  # type: ignore[misc]
+        return self.outer(self.p2, self.alpha * self.source(x_ND, h_ND) + self.beta * y_ND)
+
+    def _parallel(self, x_ND: Tensor, index: int, angles: Angles, attend: Attend) -> Tensor:
+        y_ND = self.mix(self.narrow(self.n1(x_ND), self.n1), index, angles, attend)
+        y_ND = y_ND + self.ffn(self.narrow(self.n2(x_ND), self.n2), index, attend)  # type: ignore[misc]
+        return self.alpha * x_ND + self.beta * y_ND
+
+    def _shared(self, x_ND: Tensor, index: int, angles: Angles, attend: Attend) -> Tensor:
+        h_ND = self.narrow(self.n1(x_ND), self.n1)
+        y_ND = self.mix(h_ND, index, angles, attend) + self.ffn(h_ND, index, attend)  # type: ignore[misc]
+        return self.alpha * x_ND + self.beta * y_ND
+
+    def forward(self, x_ND: Tensor, index: int, angles: Angles, attend: Attend) -> Tensor:
+        """`index` is the layer's number: an argument, so that equal layers share one compiled graph."""
+        return self.run(x_ND, index, angles, attend)
+
+
+def _first(x_ND: Tensor, h_ND: Tensor) -> Tensor:
+    return x_ND
+
+
+def _second(x_ND: Tensor, h_ND: Tensor) -> Tensor:
+    return h_ND
+
+
+def _apply(norm: nn.Module, y_ND: Tensor) -> Tensor:
+    return norm(y_ND)
+
+
+def _through(norm: nn.Module, y_ND: Tensor) -> Tensor:
+    return y_ND
+
+
+def _narrow(h_ND: Tensor, norm: nn.Module) -> Tensor:
+    """A normalised fp32 stream in the type of the weights."""
+    return h_ND.to(norm.weight.dtype)  # type: ignore[arg-type]
+
+
+def _as_it_is(h_ND: Tensor, norm: nn.Module) -> Tensor:
+    return h_ND
 
 
 class Decoder(nn.Module):
-    """A decoder-only transformer.
+    """A decoder-only model.
 
     Attributes:
         spec: what it is.
@@ -190,58 +147,95 @@ class Decoder(nn.Module):
         self.spec, self.family, self.config = spec, family, dict(config or {})
         self.bare = False
         self.checkpoint_every = 0
-        self.ropes = list(dict.fromkeys(layer.attn.rope for layer in spec.layers if layer.attn.rope))
+        self.ropes: list[Rope] = list(dict.fromkeys(a.rope for a in spec.attns if a.rope))
         self._inverse: dict[torch.device, list[tuple[Tensor, float]]] = {}
-        self.embed = nn.Embedding(spec.vocab, spec.d)
-        self.pos = nn.Embedding(spec.max_pos, spec.d) if spec.pos == "learned" else None
+        narrow = spec.embed_dim
+        self.embed = nn.Embedding(spec.vocab, spec.out_dim)
+        self.pin = nn.Linear(narrow, spec.d, bias=False) if narrow else None
+        self.pos = nn.Embedding(spec.max_pos + spec.pos_offset, spec.d) if spec.pos == "learned" else None
+        self.seg = nn.Embedding(spec.type_vocab, spec.d) if spec.type_vocab else None
+        self.embed_norm = make_norm(spec.d, spec.embed_norm)
         self.blocks = nn.ModuleList(
-            Block(spec.d, layer, i, self.ropes.index(layer.attn.rope) if layer.attn.rope else None)
+            Block(spec.d, layer, i, self._rope_of(layer), spec.residual_fp32)
             for i, layer in enumerate(spec.layers)
         )
         self.norm = make_norm(spec.d, spec.final_norm)
-        self.head = None if spec.tie or not spec.head else nn.Linear(spec.d, spec.vocab, bias=spec.head_bias)
+        self.pout = nn.Linear(spec.d, narrow, bias=False) if narrow else None
+        own = not spec.tie and spec.head
+        self.head = nn.Linear(spec.out_dim, spec.vocab, bias=spec.head_bias) if own else None
 
-    def angles(self, pos_N: Tensor) -> Angles:
-        """cos and sin of every distinct Rope. The frequencies are no buffers: `.to(bfloat16)` must not hit
-        them."""
+    def _rope_of(self, layer: Layer) -> int | None:
+        return self.ropes.index(layer.attn.rope) if layer.attn and layer.attn.rope else None
+
+    def angles(self, pos_N: Tensor, attend: Attend | None = None) -> Angles:
+        """cos and sin of every distinct Rope. `attend` is read by Ropes that depend on the segments: their
+        lengths or their prefixes. The frequencies are no buffers: `.to(bfloat16)` must not hit them."""
         if pos_N.device not in self._inverse:
             self._inverse[pos_N.device] = [
                 (inv_F.to(pos_N.device), factor) for inv_F, factor in map(inverse_frequencies, self.ropes)
             ]
         result = []
-        for inv_F, factor in self._inverse[pos_N.device]:
-            angle_NF = pos_N[:, None].float() * inv_F
+        lengths = attend.lengths if attend is not None else (len(pos_N),)
+        for rope, (inv_F, factor) in zip(self.ropes, self._inverse[pos_N.device], strict=True):
+            place_NF = pos_N[:, None].float()
+            if rope.switch is not None:
+                inv_F, factor = by_length(rope, pos_N, lengths)
+            elif rope.sections:
+                place_NF = _streams(pos_N, lengths, attend, rope.sections)
+            angle_NF = place_NF * inv_F
             result.append((angle_NF.cos() * factor, angle_NF.sin() * factor))
         return result
 
     def forward(
-        self, ids_N: Tensor | None, pos_N: Tensor, attend: Attend, inputs_embeds: Tensor | None = None
+        self,
+        ids_N: Tensor | None,
+        pos_N: Tensor,
+        attend: Attend,
+        inputs_embeds: Tensor | None = None,
+        types_N: Tensor | None = None,
     ) -> Tensor:
-        """Flat token ids (or [N, D] inputs_embeds) and positions -> [N, D] hidden states after the final
-        norm."""
+        """Flat token ids (or [N, embedding width] inputs_embeds) and positions -> [N, spec.out_dim] hidden
+        states after the final norm. `types_N` are token types, 0 when not given."""
         x_ND = self.embed(ids_N) if inputs_embeds is None else inputs_embeds
-        if self.spec.embed_scale != 1.0:
-            x_ND = x_ND * torch.tensor(self.spec.embed_scale, dtype=x_ND.dtype)
-        if self.pos is not None:
-            x_ND = x_ND + self.pos(pos_N)
-        angles = self.angles(pos_N)
+        x_ND = self._placed(x_ND, pos_N, types_N)
+        angles = self.angles(pos_N, attend)
         every = self.checkpoint_every
         if every and torch.is_grad_enabled():
             for start in range(0, len(self.blocks), every):
                 x_ND = checkpoint(self._group, start, every, x_ND, angles, attend, use_reentrant=False)
         else:
             x_ND = self._group(0, len(self.blocks), x_ND, angles, attend)
-        return self.norm(x_ND)
+        x_ND = self.norm(x_ND)
+        if self.spec.residual_fp32:
+            x_ND = x_ND.to(self.embed.weight.dtype)
+        return x_ND if self.pout is None else self.pout(x_ND)
+
+    def _placed(self, x_ND: Tensor, pos_N: Tensor, types_N: Tensor | None) -> Tensor:
+        """Embeddings on their way into the first block: scaled, widened, with positions and types, normed."""
+        spec = self.spec
+        if spec.embed_scale != 1.0:
+            x_ND = x_ND * torch.tensor(spec.embed_scale, dtype=x_ND.dtype)
+        if self.pin is not None:
+            x_ND = self.pin(x_ND)
+        if self.pos is not None:
+            x_ND = x_ND + self.pos(pos_N + spec.pos_offset)
+        elif spec.pos == "sinusoid":
+            x_ND = x_ND + sinusoid(pos_N + spec.pos_offset, spec.d).to(x_ND.dtype)
+        if self.seg is not None:
+            x_ND = x_ND + self.seg(torch.zeros_like(pos_N) if types_N is None else types_N)
+        x_ND = self.embed_norm(x_ND)
+        return x_ND.float() if spec.residual_fp32 else x_ND
 
     def _group(self, start: int, count: int, x_ND: Tensor, angles: Angles, attend: Attend) -> Tensor:
-        for block in self.blocks[start : start + count]:
-            x_ND = block(x_ND, angles, attend)
+        for index, block in enumerate(self.blocks[start : start + count], start):
+            x_ND = block(x_ND, index, angles, attend)
         return x_ND
 
     def head_weight(self) -> Tensor:
-        """[V, D] rows of the output head; the embedding itself when tied."""
+        """[V, out_dim] rows of the output head; the embedding itself when tied."""
         assert self.spec.head, "this model has no output head"
-        return self.embed.weight if self.head is None else self.head.weight
+        weight_VD = self.embed.weight if self.head is None else self.head.weight
+        return F.normalize(weight_VD, dim=-1) if self.spec.head_norm else weight_VD
 
     @property
     def head_bias(self) -> Tensor | None:
@@ -249,6 +243,20 @@ class Decoder(nn.Module):
         return None if self.head is None else self.head.bias
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """[..., D] hidden states -> [..., V] logits."""
+        """[..., out_dim] hidden states -> [..., V] logits."""
         logits = F.linear(hidden, self.head_weight(), self.head_bias)
-        return logits if self.spec.logit_scale == 1.0 else logits * self.spec.logit_scale
+        if self.spec.logit_scale != 1.0:
+            logits = logits * self.spec.logit_scale
+        cap = self.spec.logit_softcap
+        return logits if cap is None else cap * torch.tanh(logits / cap)
+
+
+def _streams(pos_N: Tensor, lengths: Sequence[int], attend: Attend | None, sections: Sequence[int]) -> Tensor:
+    """[N, F] position of every frequency, from [P, N] streams or from prefixes."""
+    prefix = attend.prefix if attend is not None else None
+    if pos_N.dim() == 1:
+        assert prefix is not None and len(sections) == 2, "positions in two streams need a prefix"
+        pos_N = two_streams(pos_N, lengths, prefix)
+    return torch.repeat_interleave(
+        pos_N.T.float(), torch.tensor(sections, device=pos_N.device), dim=1, output_size=sum(sections)
+    )

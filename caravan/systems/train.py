@@ -21,7 +21,9 @@ from torch import Tensor, nn
 from caravan.algos.lm import cross_entropy
 from caravan.algos.optim import OptimConfig, Optimiser, layout
 from caravan.kernels.attention import Segments
-from caravan.model.decoder import GLU, Attention, Decoder
+from caravan.model.decoder import Decoder
+from caravan.model.ffn.glu import GLU
+from caravan.model.mixers.attn import Attention
 from caravan.systems import parallel
 from caravan.types import Batch, Loss
 

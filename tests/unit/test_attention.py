@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from caravan.kernels import attention
 from caravan.kernels.attention import Segments, Tiled, buckets, reference_attention
+from caravan.model.spec import Attn
 
 RAGGED = (7, 1, 30, 29, 3, 140, 28, 2, 1)
 
@@ -17,6 +18,10 @@ def inputs(tokens: int, heads: int, kv: int, width: int, dtype: torch.dtype) -> 
     g = torch.Generator().manual_seed(tokens + heads)
     shapes = [(tokens, heads, width), (tokens, kv, width), (tokens, kv, width)]
     return [torch.randn(*shape, generator=g).to(dtype).requires_grad_() for shape in shapes]
+
+
+def knobs(scale: float) -> Attn:
+    return Attn(n_head=2, n_kv=2, head_dim=4, scale=scale)
 
 
 def relative(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -58,7 +63,7 @@ def test_values_and_gradients_are_the_reference(
     grad = torch.randn(sum(lengths), 6, 8, generator=torch.Generator().manual_seed(3)).to(dtype)
     want = reference_attention(lengths, *exact, 0.3)
     want.backward(grad.double())
-    got = Segments(lengths)(0, *qkv, 0.3)
+    got = Segments(lengths)(0, *qkv, knobs(0.3))
     got.backward(grad)
     assert got.dtype == dtype and relative(got, want) < tolerance
     for mine, theirs in zip(qkv, exact, strict=True):
@@ -84,35 +89,35 @@ def test_tiles_are_exact_in_double_precision(
 def test_a_segment_sees_neither_its_neighbours_nor_its_future(dtype: torch.dtype) -> None:
     q, k, v = (x.detach() for x in inputs(sum(RAGGED), 4, 2, 8, dtype))
     attend = Segments(RAGGED)
-    before = attend(0, q, k, v, 0.3)
+    before = attend(0, q, k, v, knobs(0.3))
     at = 20  # inside the third segment, which covers 8..37
     k2, v2 = k.clone(), v.clone()
     k2[at], v2[at] = 50.0, 50.0
-    after = attend(0, q, k2, v2, 0.3)
+    after = attend(0, q, k2, v2, knobs(0.3))
     changed = (before != after).flatten(1).any(1).nonzero().flatten()
     assert changed.min() == at and changed.max() == 37
     k2[:], v2[:] = float("nan"), float("nan")
     k2[8:38], v2[8:38] = k[8:38], v[8:38]
-    alone = attend(0, q, k2, v2, 0.3)
+    alone = attend(0, q, k2, v2, knobs(0.3))
     assert torch.equal(alone[8:38], before[8:38])
 
 
 def test_padding_makes_no_gradient() -> None:
     lengths = (10, 9, 9)
     q, k, v = inputs(28, 2, 2, 4, torch.bfloat16)
-    Segments(lengths)(0, q, k, v, 0.5).sum().backward()
+    Segments(lengths)(0, q, k, v, knobs(0.5)).sum().backward()
     together = v.grad.clone()
     for x in (q, k, v):
         x.grad = None
     for part in ((0, 10), (10, 19), (19, 28)):
-        Segments((part[1] - part[0],))(0, *(x[slice(*part)] for x in (q, k, v)), 0.5).sum().backward()
+        Segments((part[1] - part[0],))(0, *(x[slice(*part)] for x in (q, k, v)), knobs(0.5)).sum().backward()
     assert torch.allclose(together.float(), v.grad.float(), atol=0.02)
 
 
 def test_wrong_total_is_a_programmers_mistake() -> None:
     q, k, v = inputs(5, 2, 2, 4, torch.float32)
     with pytest.raises(AssertionError):
-        Segments((3, 3))(0, q, k, v, 0.5)
+        Segments((3, 3))(0, q, k, v, knobs(0.5))
 
 
 def test_the_private_operator_is_used_here_only_if_it_is_right(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,8 +13,9 @@ import torch
 
 from caravan.kernels.attention import Segments, reference_attention
 from caravan.model import checkpoint, sizes
-from caravan.model.decoder import Decoder, inverse_frequencies
+from caravan.model.decoder import Decoder
 from caravan.model.heads import RewardModel, ScoreHead
+from caravan.model.positions import inverse_frequencies
 from caravan.model.spec import FFN, Attn, Layer, Norm, Rope, RopeScaling, Spec
 from caravan.types import Batch
 
@@ -35,12 +36,13 @@ class Reference:
 
     def __init__(self) -> None:
         self.layers: list[int] = []
+        self.lengths, self.prefix = LENGTHS, None
 
     def __call__(
-        self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float
+        self, index: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, attn: Attn
     ) -> torch.Tensor:
-        self.layers.append(layer)
-        return reference_attention(LENGTHS, q, k, v, scale)
+        self.layers.append(index)
+        return reference_attention(LENGTHS, q, k, v, attn.scale)
 
 
 @pytest.fixture

@@ -79,8 +79,10 @@ def rope(config: Mapping[str, Any], head_dim: int) -> Rope:
     return Rope(dim=int(head_dim * share), theta=theta, scaling=scaling)
 
 
-def rope_config(value: Rope) -> dict[str, Any]:
-    """Both spellings of a Rope."""
+def rope_config(value: Rope | None) -> dict[str, Any]:
+    """Both spellings of a Rope; nothing without one."""
+    if value is None:
+        return {}
     scaling: dict[str, Any] = {}
     if value.scaling is not None:
         s = value.scaling
@@ -148,7 +150,7 @@ def config(value: Spec) -> dict[str, Any]:
         "tie_word_embeddings": value.tie,
         "attention_bias": layer.attn.qkv_bias,
         "mlp_bias": layer.ffn.bias,
-        **(rope_config(layer.attn.rope) if layer.attn.rope else {}),
+        **rope_config(layer.attn.rope),
     }
 
 
