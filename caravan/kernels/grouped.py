@@ -229,7 +229,7 @@ class Dispatch(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, dx_MD: Tensor) -> tuple[Tensor | None, ...]:
         (row_NK,) = ctx.saved_tensors
-        dx_NKD = dx_MD.index_select(0, row_NK.flatten()).view(*row_NK.shape, -1)
+        dx_NKD = dx_MD.index_select(0, row_NK.flatten()).view(*row_NK.shape, dx_MD.shape[1])
         return dx_NKD.sum(1), None, None
 
 
@@ -242,7 +242,7 @@ class Combine(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, y_MD: Tensor, weight_NK: Tensor, token_M: Tensor, row_NK: Tensor) -> Tensor:
         ctx.save_for_backward(y_MD, weight_NK, token_M, row_NK)
-        y_NKD = y_MD.index_select(0, row_NK.flatten()).view(*row_NK.shape, -1)
+        y_NKD = y_MD.index_select(0, row_NK.flatten()).view(*row_NK.shape, y_MD.shape[1])
         return torch.einsum("nkd,nk->nd", y_NKD.to(weight_NK.dtype), weight_NK).to(y_MD.dtype)
 
     @staticmethod
