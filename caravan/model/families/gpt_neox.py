@@ -1,0 +1,114 @@
+"""GPT-NeoX (Black et al. 2022, arXiv:2204.06745): parallel residual with two norms, rotation of a share of
+each head, queries, keys and values interleaved head by head on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from caravan.model import keys
+from caravan.model.families import llama
+from caravan.model.spec import FFN, Attn, Layer, Norm, Rope, Spec
+
+ARCHITECTURE = "GPTNeoXForCausalLM"
+CLASSIFIER = "GPTNeoXForSequenceClassification"
+CHECKPOINTS = (
+    "EleutherAI/gpt-neox-20b", "EleutherAI/pythia-*", "databricks/dolly-v2-*",
+    "togethercomputer/RedPajama-INCITE-*", "stabilityai/stablelm-base-alpha-*",
+    "OpenAssistant/oasst-sft-*-pythia-12b", "cyberagent/open-calm-*",
+)  # fmt: skip
+
+RULES = r"""
+table @=gpt_neox.layers.{i} ~=gpt_neox
+prefix? gpt_neox.
+drop rotary_emb \.attention\.bias$ \.attention\.masked_bias$
+~.{embed_in,final_layer_norm} -> {embed,norm}; embed_out -> head
+@.{input,post_attention}_layernorm -> {n1,n2}
+@.attention.query_key_value -> mix.qkv : grp; @.attention.dense -> mix.o
+@.mlp.dense_{h_to_4h,4h_to_h} -> ffn.{inp,out}
+"""
+
+
+def rope(
+    config: Mapping[str, Any],
+    width: int,
+    *,
+    theta: tuple[str, ...] = ("rope_theta",),
+    share: tuple[str, ...] = ("partial_rotary_factor",),
+    whole: float = 1.0,
+    base: float = 10_000.0,
+) -> Rope:
+    """Rotary embedding of a head `width` wide, from either generation of keys.
+
+    `theta` and `share` are the older spellings beside rope_parameters; `whole` and `base` what they are when
+    absent. Raises UserError naming the key.
+    """
+    keys.table(config, "rope_scaling")
+    values = dict(keys.table(config, "rope_parameters"))
+    turned = keys.real({**config, **values}, "partial_rotary_factor", *share, default=whole)
+    name = next((n for n in ("partial_rotary_factor", *share) if {**config, **values}.get(n)), share[0])
+    if not 0 < turned <= 1:
+        raise keys.wrong(name, turned, "a share of the head, above 0 and up to 1")
+    values["partial_rotary_factor"] = turned
+    values["rope_theta"] = keys.real({**config, **values}, "rope_theta", *theta, default=base)
+    return keys.even(llama.rope({**config, "rope_parameters": values}, width), name)
+
+
+def rope_config(
+    value: Rope, width: int, *, theta: str = "rope_theta", share: str = "partial_rotary_factor"
+) -> dict[str, Any]:
+    """Both spellings of a Rope in a head `width` wide."""
+    result = llama.rope_config(value)
+    part = keys.share(value.dim, width)
+    result["rope_parameters"] = {**result["rope_parameters"], "partial_rotary_factor": part}
+    return {**result, theta: value.theta, share: part}
+
+
+def spec(config: Mapping[str, Any]) -> Spec:
+    """config.json -> Spec. Raises UserError naming the key."""
+    d, heads = keys.size(config, "hidden_size"), keys.size(config, "num_attention_heads")
+    width = keys.head_dim(d, heads, "num_attention_heads")
+    bias = keys.flag(config, "attention_bias", default=True)
+    norm = Norm(kind="layer", eps=keys.real(config, "layer_norm_eps", default=1e-5), bias=True)
+    attn = Attn(
+        n_head=heads,
+        n_kv=heads,
+        head_dim=width,
+        qkv_bias=bias,
+        o_bias=bias,
+        rope=rope(config, width, theta=("rotary_emb_base",), share=("rotary_pct",), whole=0.25),
+    )
+    act = keys.activation(config, "hidden_act", default="gelu")
+    layer = Layer(
+        attn=attn,
+        ffn=FFN(kind="mlp", d_ff=keys.size(config, "intermediate_size"), act=act, bias=True),
+        norm=norm,
+        parallel=keys.flag(config, "use_parallel_residual", default=True),
+    )
+    return Spec(
+        vocab=keys.size(config, "vocab_size"),
+        d=d,
+        layers=(layer,) * keys.size(config, "num_hidden_layers"),
+        final_norm=norm,
+        max_pos=keys.size(config, "max_position_embeddings", default=2048),
+        tie=keys.flag(config, "tie_word_embeddings", default=False),
+    )
+
+
+def config(value: Spec) -> dict[str, Any]:
+    """Spec -> config.json."""
+    first = value.layers[0]
+    return {
+        "hidden_size": value.d,
+        "num_attention_heads": first.attn.n_head,
+        "num_hidden_layers": len(value.layers),
+        "intermediate_size": first.ffn.d_ff,
+        "max_position_embeddings": value.max_pos,
+        "vocab_size": value.vocab,
+        "hidden_act": first.ffn.act,
+        "layer_norm_eps": first.norm.eps,
+        "attention_bias": first.attn.qkv_bias,
+        "use_parallel_residual": first.parallel,
+        "tie_word_embeddings": value.tie,
+        **rope_config(first.attn.rope, first.attn.head_dim, theta="rotary_emb_base", share="rotary_pct"),
+    }
