@@ -171,7 +171,9 @@ def _grouped(x_MD: Tensor, w: Tensor, end_X: Tensor, transposed: bool) -> Tensor
     """x [M, D] times w[expert]: w is [X, F, D] if `transposed` (as nn.Linear stores it), else [X, D, F]."""
     x_MD, w = x_MD.contiguous(), w.contiguous()
     w_XDF = w.transpose(1, 2) if transposed else w
-    return F.grouped_mm(x_MD, w_XDF, offs=end_X) if _fits(x_MD, w) else _tiled(x_MD, w_XDF, end_X)
+    if _fits(x_MD, w):  # its rows may come padded to the alignment
+        return F.grouped_mm(x_MD, w_XDF, offs=end_X).contiguous()
+    return _tiled(x_MD, w_XDF, end_X)
 
 
 @_grouped.register_fake
@@ -184,7 +186,7 @@ def _outer(dy_MF: Tensor, x_MD: Tensor, end_X: Tensor) -> Tensor:
     """dy^T x over each expert's rows: [X, F, D]."""
     dy_MF, x_MD = dy_MF.contiguous(), x_MD.contiguous()
     if _fits(dy_MF, x_MD):
-        return F.grouped_mm(dy_MF.T, x_MD, offs=end_X)
+        return F.grouped_mm(dy_MF.T, x_MD, offs=end_X).contiguous()
     return _tiled_outer(dy_MF, x_MD, end_X)
 
 

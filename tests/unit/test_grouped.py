@@ -10,7 +10,7 @@ from caravan.kernels import grouped
 
 # expert sizes: even, uneven with an empty expert, all on one, none at the ends
 SIZES = {"even": (3, 3, 3, 3), "uneven": (1, 0, 5, 2), "one": (0, 0, 9, 0), "skewed": (1, 0, 0, 0, 30, 0, 0, 1)}
-WIDTHS = {"aligned": (16, 24), "odd": (7, 5)}
+WIDTHS = {"aligned": (16, 24), "odd": (7, 5), "half_odd": (8, 10)}
 
 
 def operands(sizes: tuple[int, ...], width: tuple[int, int], dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
@@ -47,7 +47,7 @@ def test_the_machines_own_product_is_used_where_it_can_be(monkeypatch: pytest.Mo
         a[0], a[1].transpose(1, 2), a[2]))  # fmt: skip
     for width in WIDTHS.values():
         grouped.grouped_linear(*operands(SIZES["even"], width, torch.float32))
-    assert grouped._native("cpu", torch.float32) and used == ["tiled"]  # only the odd width
+    assert grouped._native("cpu", torch.float32) and used == ["tiled"]  # only where a row is 28 bytes
 
 
 def test_a_machine_whose_product_is_wrong_is_not_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,6 +58,16 @@ def test_a_machine_whose_product_is_wrong_is_not_trusted(monkeypatch: pytest.Mon
         assert not grouped._native("cpu", torch.float32)
     finally:
         grouped._native.cache_clear()
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_operators_are_what_they_say_to_the_compiler(width: str) -> None:
+    x, w, end = operands(SIZES["uneven"], WIDTHS[width], torch.float32)
+    checks = ("test_schema", "test_autograd_registration", "test_faketensor")
+    torch.library.opcheck(torch.ops.caravan.grouped.default, (x, w, end, True), test_utils=checks)
+    back = grouped.reference_grouped(x, w, end).detach()
+    torch.library.opcheck(torch.ops.caravan.grouped.default, (back, w.detach(), end, False), test_utils=checks)
+    torch.library.opcheck(torch.ops.caravan.grouped_outer.default, (back, x.detach(), end), test_utils=checks)
 
 
 def test_no_rows_at_all() -> None:
