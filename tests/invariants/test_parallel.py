@@ -3,8 +3,12 @@
 import json
 import os
 import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
+import rlhf_toy
 import training_toys
 from safetensors.torch import load_file
 
@@ -58,3 +62,49 @@ def test_shares_are_disjoint_and_whole(monkeypatch):
         monkeypatch.setattr(parallel, "rank_world", lambda rank=rank: (rank, 3))
         shares.append(list(parallel.mine(items)))
     assert shares == [[0, 3, 6], [1, 4], [2, 5]]
+
+
+RL_RANK = """
+import sys
+from pathlib import Path
+from caravan import stage
+from caravan.stages import rl
+from caravan.store import Store
+root = Path(sys.argv[1])
+store = Store(root / "store")
+art = {kind: store.add(root / kind, kind=kind) for kind in ("model", "reward", "conversations")}
+roles = {"policy": "model", "reward": "reward", "prompts": "conversations", "ptx": "conversations"}
+cfg = rl.Config(steps=3, batch_prompts=6, samples=2, max_new_tokens=6, temperature=0.7, epochs=2, minibatches=2,
+                micro_tokens=64, ptx_tokens=128, lr=1e-3, precision="fp32")
+rt = stage.Runtime(threads=1, device="cpu")
+print(stage.execute(store, "rl", cfg, {role: art[kind] for role, kind in roles.items()}, rt).path)
+"""
+
+
+def test_two_ranks_of_rl_are_one(tmp_path):
+    """Rollouts are drawn by number, losses are normalised over all ranks: only the order of additions may
+    differ."""
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+
+    def start(folder, **more):
+        command = [sys.executable, "-c", RL_RANK, str(tmp_path / folder)]
+        return subprocess.Popen(command, env={**env, **more}, stdout=subprocess.PIPE, text=True)
+
+    for folder in ("one", "two"):
+        rlhf_toy.world(tmp_path / folder)
+    together = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    ranks = [start("two", RANK=str(r), LOCAL_RANK=str(r), **together) for r in range(2)]
+    alone = start("one")
+    paths = []
+    for process in (*ranks, alone):
+        out, _ = process.communicate(timeout=300)
+        assert process.returncode == 0
+        paths.append(Path(out.strip().splitlines()[-1]))
+    assert paths[0] == paths[1]
+    for got, want in zip(lines(paths[0]), lines(paths[2]), strict=True):
+        assert (got["responses"], got["tokens"]) == (want["responses"], want["tokens"])
+        for key in ("score", "kl", "length", "policy_loss", "value_loss", "ptx_loss", "grad_norm"):
+            assert got[key] == pytest.approx(want[key], rel=1e-3, abs=1e-6), key
+    weights, wanted = (load_file(path / "model.safetensors") for path in (paths[0], paths[2]))
+    for name, tensor in wanted.items():
+        assert (weights[name] - tensor).norm() < 1e-3 * tensor.norm(), name
