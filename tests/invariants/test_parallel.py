@@ -74,8 +74,8 @@ root = Path(sys.argv[1])
 store = Store(root / "store")
 art = {kind: store.add(root / kind, kind=kind) for kind in ("model", "reward", "conversations")}
 roles = {"policy": "model", "reward": "reward", "prompts": "conversations", "ptx": "conversations"}
-cfg = rl.Config(steps=3, batch_prompts=6, samples=2, max_new_tokens=6, temperature=0.7, epochs=2, minibatches=2,
-                micro_tokens=64, ptx_tokens=128, lr=1e-3, precision="fp32")
+cfg = rl.Config(steps=3, batch_prompts=6, samples=2, max_new_tokens=6, temperature=0.7, epochs=2,
+                minibatches=2, micro_tokens=64, ptx_tokens=128, lr=1e-3, precision="fp32")
 rt = stage.Runtime(threads=1, device="cpu")
 print(stage.execute(store, "rl", cfg, {role: art[kind] for role, kind in roles.items()}, rt).path)
 """

@@ -1,5 +1,5 @@
-"""The whole RL stage against answers known in closed form: sampling, scoring, KL in the reward, GAE, whitening
-and clipped updates together must reach the optimum that one formula gives."""
+"""The whole RL stage against answers known in closed form: sampling, scoring, KL in the reward, GAE,
+whitening and clipped updates together must reach the optimum that one formula gives."""
 
 from __future__ import annotations
 
@@ -52,10 +52,10 @@ def _world(root: Path) -> tuple[Store, dict[str, Artefact], Tokenizer]:
     return store, {**art, "uniform": store.add(root / "uniform", kind="model")}, tok
 
 
-def _run(store: Store, art: dict[str, Artefact], cfg: rl.Config) -> tuple[Artefact, list[dict[str, Any]]]:
+def _run(store: Store, art: dict[str, Artefact], cfg: rl.Config) -> list[dict[str, Any]]:
     roles = {"policy": art["uniform"], "reward": art["reward"], "prompts": art["conversations"]}
     done = stage.execute(store, "rl", cfg, roles, stage.Runtime(threads=1, device="cpu"))
-    return done, [json.loads(line) for line in (done / "metrics.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in (done / "metrics.jsonl").read_text().splitlines()]
 
 
 def _positive(batch: Batch) -> torch.Tensor:
@@ -71,7 +71,7 @@ def test_positive_token_reaches_its_optimum(tmp_path: Path, monkeypatch: pytest.
     store, art, tok = _world(tmp_path)
     monkeypatch.setattr(score, "rewards", lambda model, batch: _positive(batch))
     monkeypatch.setattr(ppo, "no_end_score", lambda score_S, done_S, value: score_S)
-    _, rows = _run(store, art, CFG)
+    rows = _run(store, art, CFG)
     q = len(range(0, tok.vocab_size, 4)) / tok.vocab_size
     gain = math.exp(1 / (TOKENS * BETA))
     best, objective = q * gain / (q * gain + 1 - q), TOKENS * BETA * math.log(q * gain + 1 - q)
@@ -90,8 +90,8 @@ def test_a_constant_reward_moves_nothing(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(score, "rewards", lambda model, batch: torch.full((len(batch.lengths),), 0.7))
     monkeypatch.setattr(ppo, "no_end_score", lambda score_S, done_S, value: score_S)
     cfg = replace(CFG, steps=16, whiten=False, lr=2e-3, schedule="constant")
-    done, rows = _run(store, art, cfg)
-    # The critic starts with random values, so the first updates push about (KL up to 0.24 nats per answer were
+    rows = _run(store, art, cfg)
+    # The critic starts with random values, so the first updates push about (KL up to 0.24 nats per answer was
     # seen); once it has learnt the constant the penalty must have pulled the policy back.
     assert sum(row["kl"] for row in rows[-4:]) / 4 < 0.05
     assert min(row["length"] for row in rows) > 7
