@@ -242,9 +242,17 @@ class Decoder(nn.Module):
         """[V] bias of the output head, or None."""
         return None if self.head is None else self.head.bias
 
+    @property
+    def head_terms(self) -> dict[str, Any]:
+        """What the loss and log-probs need beside the rows of the head: bias, scale and cap."""
+        return {"bias_V": self.head_bias, "scale": self.spec.logit_scale, "softcap": self.spec.logit_softcap}
+
     def logits(self, hidden: Tensor) -> Tensor:
         """[..., out_dim] hidden states -> [..., V] logits."""
-        logits = F.linear(hidden, self.head_weight(), self.head_bias)
+        return self.shaped(F.linear(hidden, self.head_weight(), self.head_bias))
+
+    def shaped(self, logits: Tensor) -> Tensor:
+        """Scale and cap of logits, after the product with the head."""
         if self.spec.logit_scale != 1.0:
             logits = logits * self.spec.logit_scale
         cap = self.spec.logit_softcap
