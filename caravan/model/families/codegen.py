@@ -11,7 +11,7 @@ from caravan.model.spec import Spec
 
 ARCHITECTURE = "CodeGenForCausalLM"
 CLASSIFIER = None
-CHECKPOINTS = ("Salesforce/codegen-350M-mono", "Salesforce/codegen-16B-multi", "Salesforce/codegen2-1B_P")
+CHECKPOINTS = ("Salesforce/codegen-350M-mono", "Salesforce/codegen-16B-multi")
 SHARDS = 4
 """The TPU cores of the first training run; the rows of qkv_proj keep their order ever since."""
 

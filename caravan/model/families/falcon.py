@@ -29,7 +29,7 @@ CHECKPOINTS = (
 RULES = """
 table @=transformer.h.{i} ~=transformer
 prefix? transformer.
-drop rotary_emb
+drop rotary
 ~.{word_embeddings,ln_f} -> {embed,norm}; lm_head -> head
 [par2] @.{ln_attn,ln_mlp} -> {n1,n2}
 [not par2] @.input_layernorm -> n1; [seq] @.post_attention_layernorm -> n2

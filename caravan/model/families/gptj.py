@@ -16,7 +16,7 @@ CHECKPOINTS = ("EleutherAI/gpt-j-6b", "databricks/dolly-v1-6b", "nomic-ai/gpt4al
 RULES = r"""
 table @=transformer.h.{i} ~=transformer
 prefix? transformer.
-drop \.attn\.bias$ \.attn\.masked_bias$
+drop \.attn\.bias$ \.attn\.masked_bias$ \.attn\.causal_mask$ embed_positions$
 ~.{wte,ln_f} -> {embed,norm}; lm_head -> head; @.ln_1 -> n1; @.mlp.{fc_in,fc_out} -> ffn.{inp,out}
 @.attn.{q,k,v}_proj -> mix.qkv : cat rope; @.attn.out_proj -> mix.o
 """

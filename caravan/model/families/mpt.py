@@ -11,7 +11,7 @@ from caravan.model.spec import FFN, Attn, Layer, Norm, Spec
 
 ARCHITECTURE = "MptForCausalLM"
 CLASSIFIER = "MptForSequenceClassification"
-CHECKPOINTS = ("mosaicml/mpt-7b*", "mosaicml/mpt-30b*", "replit/replit-code-v1-3b")
+CHECKPOINTS = ("mosaicml/mpt-7b*", "mosaicml/mpt-30b*")
 
 RULES = """
 table @=transformer.blocks.{i} ~=transformer
