@@ -167,7 +167,7 @@ def write(source: Path, out: Path, model: Decoder, grid: Grid, weights: dict[str
     tensors: dict[str, Tensor] = {key: originals[key] for key in originals}
     left: list[str] = []
     transposed = False
-    table = rules.parse(families.find(model.family).RULES)
+    table = rules.of(families.find(model.family))
     for step in rules.plan(table, model.spec, [f"{name}.weight" for name in projections(model)]):
         names = [s.removeprefix(table.prefix) if model.bare else s for s in step.sources]
         names = [name.removesuffix(".weight") for name in names]
@@ -231,7 +231,7 @@ def swap(model: Decoder, folder: Path) -> int:
     bits, _ = scheme(config["quantization_config"])
     tensors = checkpoint.TensorFolder(folder)
     stored = set(packed_names(tensors))
-    table = rules.parse(families.find(model.family).RULES)
+    table = rules.of(families.find(model.family))
     layers = projections(model)
     count = 0
     for step in rules.plan(table, model.spec, [f"{name}.weight" for name in layers]):

@@ -156,7 +156,7 @@ def load_model(
         raise UserError(
             f"{folder} holds a reward model, not a language model", "give a model artefact instead"
         )
-    if spec.tie and "lm_head.weight" in tensors:
+    if spec.tie and spec.head:
         config, spec, tensors = _tied_head(folder, config, spec, tensors)
     return _build(folder, config, spec, tensors, dtype, device)
 
@@ -165,16 +165,26 @@ def _tied_head(
     folder: Path | str, config: dict[str, Any], spec: Spec, tensors: Mapping[str, Tensor]
 ) -> tuple[dict[str, Any], Spec, Mapping[str, Tensor]]:
     """A head stored although config.json says tied: an alias if the bytes agree, else a head of its own."""
-    rest = {key: tensors[key] for key in tensors if key != "lm_head.weight"}
-    table = rules.parse(_family(config, folder).RULES)
-    (source,) = next(rule.sources for rule in table.rules if rule.target == "embed")
-    embed = rest.get(f"{source}.weight", rest.get(f"{source}.weight".removeprefix(table.prefix or "\0")))
-    if embed is not None and torch.equal(embed, tensors["lm_head.weight"]):
+    table = rules.of(_family(config, folder))
+    head, stem = (_stored(table, target, tensors) for target in ("head", "embed"))
+    if head is None:
+        return config, spec, tensors
+    rest = {key: tensors[key] for key in tensors if key != head}
+    if stem is not None and torch.equal(rest[stem], tensors[head]):
         return config, spec, rest
     import warnings
 
-    warnings.warn(f"{folder}: lm_head differs from the embedding although tied; loaded untied", stacklevel=3)
+    warnings.warn(f"{folder}: {head} differs from the embedding although tied; loaded untied", stacklevel=3)
     return {**config, "tie_word_embeddings": False}, replace(spec, tie=False), tensors
+
+
+def _stored(table: rules.Table, target: str, tensors: Mapping[str, Tensor]) -> str | None:
+    """The key under which a folder holds the weight of a canonical module, if it does."""
+    for source in table.sources(target):
+        for key in (f"{source}.weight", f"{source}.weight".removeprefix(table.prefix or "\0")):
+            if key in tensors:
+                return key
+    return None
 
 
 def _build(
@@ -189,7 +199,7 @@ def _build(
     with torch.device("meta"):
         model = Decoder(spec, family, dict(config))
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
-    table = rules.parse(families.find(family).RULES)
+    table = rules.of(families.find(family))
     steps = rules.plan(table, spec, shapes)
     loaded, model.bare = rules.load(table, steps, tensors.keys(), tensors.__getitem__, str(folder))
     for step in steps:
@@ -208,7 +218,7 @@ def _build(
 
 def export_tensors(model: Decoder, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
     """Weights of a model under the names and in the layout of its family's files, on the CPU."""
-    table = rules.parse(families.find(model.family).RULES)
+    table = rules.of(families.find(model.family))
     own = {name: p.detach() for name, p in model.named_parameters()}
     steps = rules.plan(table, model.spec, own)
     exported = rules.export(table, steps, own, model.bare)
@@ -223,10 +233,12 @@ def export_config(model: Decoder, dtype: torch.dtype, architecture: str) -> dict
     kept = {
         k: v for k, v in model.config.items() if k not in ("num_labels", "reward_bias", "quantization_config")
     }
+    if family.__name__.rpartition(".")[2] != model.family:
+        kept.pop("auto_map", None)  # an alias is written as what it is, which needs no code of its own
     return {
         **kept,
         **made,
-        "model_type": model.family,
+        "model_type": families.model_type(family),
         "architectures": [architecture],
         "dtype": DTYPES[dtype],
         "torch_dtype": DTYPES[dtype],

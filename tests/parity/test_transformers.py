@@ -86,6 +86,7 @@ def reference(name: str, folder: Path, classifier: bool = False) -> Any:
         arguments = arguments | {"num_labels": 1, "pad_token_id": 0}
     config = getattr(transformers, config_class)(**arguments)
     config._attn_implementation = "eager"
+    torch.manual_seed(7)
     generator = torch.Generator().manual_seed(7)
     model = getattr(transformers, model_class)(config).eval()
     with torch.no_grad():

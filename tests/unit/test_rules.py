@@ -23,7 +23,7 @@ drop \.mask$
 
 
 def spec(layers: int = 1, heads: int = 2, kv: int = 1, width: int = 2, rotary: int = 2) -> Spec:
-    attn = Attn(n_head=heads, n_kv=kv, head_dim=width, rope=Rope(dim=rotary))
+    attn = Attn(n_head=heads, n_kv=kv, head_dim=width, rope=Rope(dim=rotary, interleaved=True))
     layer = Layer(attn=attn, ffn=FFN(kind="mlp", d_ff=3, act="relu"), norm=Norm())
     return Spec(vocab=5, d=heads * width, layers=(layer,) * layers, final_norm=Norm(), max_pos=8)
 
@@ -98,7 +98,7 @@ def test_a_canonical_name_without_rule_is_a_programmers_mistake() -> None:
 
 
 def step(op: str, s: Spec) -> rules.Step:
-    return rules.Step("blocks.0.mix.qkv.weight", ("x",), (op,), s.layers[0].attn)
+    return rules.Step("blocks.0.mix.qkv.weight", ("x",), (op,), s.layers[0])
 
 
 def test_grouped_rows_by_hand() -> None:
@@ -127,7 +127,7 @@ def test_every_op_undoes_itself(group: int, kv: int, width: int, op: str) -> Non
     rows = torch.randn((group + 2) * kv * width, 3)
     one = step(op, s)
     if op == "cat":
-        one = rules.Step(one.target, ("q", "k", "v"), one.ops, one.attn)
+        one = rules.Step(one.target, ("q", "k", "v"), one.ops, one.layer)
         sources = list(rows.split([group * kv * width, kv * width, kv * width]))
     else:
         sources = [rows]
