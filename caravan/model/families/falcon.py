@@ -38,12 +38,6 @@ drop rotary
 """
 
 
-def guards(value: Spec) -> set[str]:
-    """`seq`: one sublayer after the other; `par2`: side by side with two norms."""
-    first = value.layers[0]
-    return {"seq"} if not first.parallel else set() if first.shared_norm else {"par2"}
-
-
 def groups(config: Mapping[str, Any], heads: int, new: bool) -> int:
     """Key/value heads. Before the new architecture there is one, or as many as there are queries."""
     if not new:

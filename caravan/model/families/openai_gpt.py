@@ -9,6 +9,7 @@ from caravan.model import keys
 from caravan.model.spec import FFN, Attn, Layer, Norm, Spec
 
 ARCHITECTURE = "OpenAIGPTLMHeadModel"
+MODEL_TYPE = "openai-gpt"
 CLASSIFIER = "OpenAIGPTForSequenceClassification"
 CHECKPOINTS = ("openai-community/openai-gpt",)
 MEANS = {"gelu": "gelu_new", "relu": "relu", "silu": "silu", "swish": "silu"}

@@ -25,11 +25,6 @@ lm_head -> head; [pre] @.{self_attn_layer_norm,final_layer_norm} -> {n1,n2}
 """
 
 
-def guards(value: Spec) -> set[str]:
-    """`pre` or `sum`: where the norms stand."""
-    return {"pre" if value.layers[0].pre else "sum"}
-
-
 def spec(config: Mapping[str, Any]) -> Spec:
     """config.json -> Spec. Raises UserError naming the key."""
     d, heads = keys.size(config, "hidden_size"), keys.size(config, "num_attention_heads")
