@@ -21,11 +21,15 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 
 from caravan.algos.sampling import sample, stream_key, uniform
-from caravan.engine.runner import Lanes, Runner
+from caravan.engine import needs
+from caravan.engine.lanes import Lanes
+from caravan.engine.runner import Runner
 from caravan.engine.scheduler import Request, Scheduler
 from caravan.engine.text import TextStream
+from caravan.kernels.attention import Segments
 from caravan.model.decoder import Decoder
 from caravan.types import Completion, Sampling, UserError
 
@@ -98,13 +102,20 @@ class Engine:
         self.stop_ids = frozenset(stop_ids)
         self.decode = decode
         self.vocab_size = vocab_size
+        needs.check_causal(model.spec)
+        regime = needs.regime(model.spec)
+        step_tokens = max(step_tokens or 512, max_seqs + block_size)
+        if regime is not None or model.spec.prefix_token is not None:
+            step_tokens = max(step_tokens, max_seqs + context)
         blocks = -(-(cache_tokens or _default_cache(model, max_seqs * context)) // block_size)
         self.scheduler = Scheduler(
             blocks=blocks,
             block_size=block_size,
             max_seqs=max_seqs,
-            step_tokens=max(step_tokens or 512, max_seqs + block_size),
+            step_tokens=step_tokens,
             max_context=context,
+            share=not needs.is_recurrent(model.spec),
+            regime=regime,
         )
         self.scheduler.version = version
         self.lanes = Lanes(max_seqs, blocks, block_size, context)
@@ -142,7 +153,11 @@ class Engine:
             )
         with self._lock:
             request = self.scheduler.add(
-                prompt_ids, sampling.max_tokens, salt=salt, share_output=share_output
+                prompt_ids,
+                sampling.max_tokens,
+                salt=salt,
+                share_output=share_output,
+                prefix=needs.prefix(self.model.spec, prompt_ids),
             )
             wants_text = self.decode is not None and (text or sampling.stop)
             stream = TextStream(self.decode, sampling.stop) if wants_text and self.decode else None
@@ -176,6 +191,29 @@ class Engine:
                 "computed_tokens": s.counts.computed_tokens,
                 "refused": s.counts.refused,
             }
+
+    @torch.no_grad()
+    def embed(self, prompts: Sequence[Sequence[int]]) -> list[list[float]]:
+        """One vector of unit length per text: the mean of its final hidden states (after the last norm),
+        float32, [spec.out_dim] numbers each."""
+        with self._lock:
+            vectors = [self._embedded(ids) for ids in prompts]
+        return [vector.tolist() for vector in vectors]
+
+    def _embedded(self, ids: Sequence[int]) -> torch.Tensor:
+        limit = self.model.spec.vocab if self.vocab_size is None else self.vocab_size
+        if not ids or min(ids) < 0 or max(ids) >= limit or len(ids) > self.scheduler.max_context:
+            raise UserError(
+                f"a text of {len(ids)} tokens cannot be embedded",
+                f"give 1 to {self.scheduler.max_context} ids in 0..{limit - 1}",
+            )
+        device = self.runner.device
+        prefix = (needs.prefix(self.model.spec, ids),) if self.model.spec.prefix_token is not None else None
+        attend = Segments((len(ids),), device, prefix)
+        hidden_ND = self.model(
+            torch.tensor(ids, device=device), torch.arange(len(ids), device=device), attend
+        )
+        return F.normalize(hidden_ND.float().mean(0), dim=0)
 
     def update_weights(self, version: int | str) -> None:
         """The module's weights have changed: nothing computed before may be found in the prefix cache."""
@@ -295,7 +333,7 @@ class Engine:
 def _default_cache(model: Decoder, wanted: int) -> int:
     """Positions whose float32 keys and values fill 2 GiB, but no more than `wanted`."""
     per_position = sum(4 * a.n_kv * (a.head_dim + a.value_dim) for a in model.spec.attns)
-    return min(wanted, max(2048, _CACHE_BYTES // per_position))
+    return min(wanted, max(2048, _CACHE_BYTES // per_position)) if per_position else wanted
 
 
 def _check(sampling: Sampling) -> None:

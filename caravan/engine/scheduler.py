@@ -11,13 +11,20 @@ prefill. A request that could never fit is refused when it is added, hence the o
 go on. When blocks run out the youngest is preempted: its blocks are freed and its tokens computed again
 later.
 
+Three kinds of models need more care, and say so when the scheduler is made or a request is added:
+- tokens of a *prefix* see each other in both directions: they are computed in one step, and what is cached of
+  them is found only by prompts with the very same prefix;
+- positions may be encoded by the *regime* a sequence's length is in (rotary embeddings that are stretched
+  beyond a length): when a sequence enters another regime all of it is computed again, in one step;
+- layers with a recurrent state have no blocks to share: with `share` off nothing is looked up or published.
+
 Plain Python, no tensors.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from caravan.engine.blocks import BlockPool, chain, root
@@ -35,6 +42,10 @@ class Request:
     root: bytes
     salt: str = ""
     share_output: bool = True
+    prefix: int = 0
+    """First tokens that see each other in both directions."""
+    regime: int = 0
+    """Of the present length; what was computed in another one is of no use."""
     stale: bool = False
     """Some of its cache was computed with older weights: nothing of it may be shared."""
     computed: int = 0
@@ -51,6 +62,11 @@ class Request:
     def missing(self) -> int:
         """Known tokens that are not computed."""
         return len(self.tokens) - self.computed
+
+    @property
+    def whole(self) -> int:
+        """Leading tokens that must not be cut into chunks."""
+        return len(self.tokens) if self.regime else self.prefix
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,12 +103,22 @@ class Scheduler:
     """Requests waiting and running over one block pool."""
 
     def __init__(
-        self, *, blocks: int, block_size: int, max_seqs: int, step_tokens: int, max_context: int
+        self,
+        *,
+        blocks: int,
+        block_size: int,
+        max_seqs: int,
+        step_tokens: int,
+        max_context: int,
+        share: bool = True,
+        regime: Callable[[int], int] | None = None,
     ) -> None:
         """
         Args:
             blocks: size of the pool. block_size: positions per block. max_seqs: running at once.
-            step_tokens: tokens computed per step at most. max_context: tokens of one sequence at most.
+            step_tokens: tokens computed per step at most; models with prefixes or regimes need max_seqs +
+                max_context. max_context: tokens of one sequence at most. share: whether blocks can be found
+                again by their content. regime: of a sequence's length; 0 where chunks are allowed.
         """
         assert step_tokens >= max_seqs + block_size, "every running sequence and one chunk must fit in a step"
         self.pool = BlockPool(blocks)
@@ -100,6 +126,8 @@ class Scheduler:
         self.max_seqs = max_seqs
         self.step_tokens = step_tokens
         self.max_context = max_context
+        self.share = share
+        self.regime = regime
         self.version: int | str = 0
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []
@@ -110,7 +138,13 @@ class Scheduler:
     # ------------------------------------------------------------------ requests in and out
 
     def add(
-        self, prompt: Sequence[int], max_new: int, *, salt: str = "", share_output: bool = True
+        self,
+        prompt: Sequence[int],
+        max_new: int,
+        *,
+        salt: str = "",
+        share_output: bool = True,
+        prefix: int = 0,
     ) -> Request:
         """Queue a prompt. `max_new` is cut to the context. Raises UserError when it can never run."""
         n = len(prompt)
@@ -132,9 +166,9 @@ class Scheduler:
                 f"prompt and answer need {n + max_new} cache positions and there are {room}",
                 "ask for fewer new tokens or give the engine a larger cache",
             )
-        request = Request(
-            self._next_id, list(prompt), n, max_new, root(self.version, salt), salt, share_output
-        )
+        request = Request(self._next_id, list(prompt), n, max_new, b"", salt, share_output, prefix)
+        request.regime = self.regime(n) if self.regime else 0
+        self._renew(request)
         self._next_id += 1
         self.waiting.append(request)
         return request
@@ -202,11 +236,19 @@ class Scheduler:
             request = row.request
             request.computed += row.n
             self.counts.computed_tokens += row.n
-            if not request.stale and request.computed // self.block_size > request.published:
+            if self.share and not request.stale and request.computed // self.block_size > request.published:
                 self._publish(request, stored)
             if row.sample:
                 request.tokens.append(next(tokens))
+                self._enter_regime(request)
         return stored
+
+    def _enter_regime(self, request: Request) -> None:
+        regime = self.regime(len(request.tokens)) if self.regime else 0
+        if regime != request.regime:
+            request.regime = regime
+            self._release(request)
+            self._renew(request)
 
     def retract(self, plan: Plan) -> None:
         """A step failed: what it held is computed again from the start, in the old order."""
@@ -224,7 +266,7 @@ class Scheduler:
         if request.missing <= budget:
             return request.missing
         end = (request.computed + budget) // self.block_size * self.block_size
-        return max(0, end - request.computed)
+        return max(0, end - request.computed) if end >= request.whole else 0
 
     def _row(self, request: Request, n: int) -> Row:
         return Row(request, request.computed, n, request.computed + n == len(request.tokens))
@@ -256,7 +298,8 @@ class Scheduler:
             self._renew(request)
 
     def _renew(self, request: Request) -> None:
-        request.root = root(self.version, request.salt)
+        prefix = chain(b"", request.tokens[: request.prefix]).hex() if request.prefix else ""
+        request.root = root(self.version, f"{request.salt}\n{prefix}\n{request.regime}")
         request.hashes.clear()
         request.stale = False
 
@@ -302,14 +345,17 @@ class Scheduler:
         fits = self._ensure(request, request.computed + n)
         assert fits, "admission counted the blocks"
         self.running.append(request)
-        for hash in request.hashes[len(hits) : request.n_prompt // self.block_size]:
-            self.pending.setdefault(hash, request.id)
+        if self.share:
+            for hash in request.hashes[len(hits) : request.n_prompt // self.block_size]:
+                self.pending.setdefault(hash, request.id)
         self.counts.prompt_tokens += request.n_prompt
         self.counts.cached_tokens += request.cached
 
     def _match(self, request: Request) -> tuple[list[int], bytes | None]:
         """Published blocks that start the sequence, and the hash of the first one not found. The last known
         token is never taken from the cache: its logits are wanted."""
+        if not self.share:
+            return [], None
         self._extend_hashes(request, len(request.tokens) - 1)
         hits: list[int] = []
         for hash in request.hashes[: (len(request.tokens) - 1) // self.block_size]:

@@ -1,0 +1,49 @@
+"""What a model asks of the scheduler, read from its Spec: no chunks, no sharing, or a fresh start."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from caravan.model.spec import Spec
+from caravan.types import UserError
+
+
+def is_recurrent(spec: Spec) -> bool:
+    """Whether some layer carries a state from token to token. Such a state has no blocks that another
+    sequence could take over, so these models share no prefixes."""
+    return any(layer.attn is None or (layer.ffn and layer.ffn.kind == "rwkv") for layer in spec.layers)
+
+
+def check_causal(spec: Spec) -> None:
+    """Raise UserError for models whose tokens see what comes after them."""
+    if not all(attn.causal for attn in spec.attns):
+        raise UserError("this model reads in both directions and cannot generate", "use it as an encoder")
+
+
+def prefix(spec: Spec, prompt: Sequence[int]) -> int:
+    """First tokens of a prompt that see each other in both directions. UserError when a prefix model's prompt
+    does not say where that ends."""
+    if spec.prefix_token is None:
+        return 0
+    if spec.prefix_token not in prompt:
+        raise UserError(
+            f"the prompt lacks token {spec.prefix_token}, before which this model reads in both directions",
+            "render the conversation with the model's own template",
+        )
+    return list(prompt).index(spec.prefix_token)
+
+
+def regime(spec: Spec) -> Callable[[int], int] | None:
+    """How a sequence's length changes the rotary frequencies of all its positions: not at all up to the
+    original context (0); beyond it once (longrope) or with every token (dynamic NTK). None where they never
+    change."""
+    once = {attn.rope.switch for attn in spec.attns if attn.rope and attn.rope.switch is not None}
+    if not once:
+        return None
+    scaled = [attn.rope for attn in spec.attns if attn.rope and attn.rope.scaling]
+    always = min((r.switch or 0 for r in scaled if r.scaling and r.scaling.kind == "dynamic"), default=None)
+
+    def of_length(n: int) -> int:
+        return n if always is not None and n > always else sum(n > edge for edge in once)
+
+    return of_length
