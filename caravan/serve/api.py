@@ -1,17 +1,20 @@
 """The HTTP server: an OpenAI-shaped API, the chat page, and the feedback it sends.
 
     POST /v1/chat/completions    whole or streamed (SSE)        GET /v1/models, /v1/models/{name}
-    POST /feedback               thumbs and choices             GET /health, /ready
-    GET  /                       the chat page                  GET /web/...   its files
+    POST /v1/completions         the same without a template    GET /health, /ready
+    POST /v1/embeddings          one vector per text            GET /metrics   for Prometheus
+    POST /feedback               thumbs and choices             GET /, /web/...   the chat page
 
-What happens to one request is in turn.py; what is refused before it gets here, in guard.py.
+What happens to one request for text is in turn.py; what is refused before it gets here, in guard.py.
 """
 
 from __future__ import annotations
 
+import asyncio
+import functools
 import logging
-from collections.abc import AsyncIterator, Callable, Collection, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,11 +25,15 @@ from fastapi.staticfiles import StaticFiles
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from starlette.exceptions import HTTPException
 
-from caravan.serve import protocol
+from caravan.serve import metrics as counted
+from caravan.serve import protocol, shapes
+from caravan.serve import turn as turns
 from caravan.serve.feedback import FeedbackStore, UnknownAnswer
 from caravan.serve.guard import LOOPBACK_NAMES, Guard
-from caravan.serve.protocol import ApiError, ChatRequest
-from caravan.serve.turn import ServedModel, Turn, answer_id
+from caravan.serve.metrics import Metrics
+from caravan.serve.protocol import ApiError, ChatRequest, CompletionRequest, EmbeddingRequest
+from caravan.serve.turn import ServedModel, Turn
+from caravan.serve.worker import Draining, QueueFull
 
 log = logging.getLogger("caravan.serve")
 WEB = Path(__file__).parent / "web"
@@ -58,9 +65,11 @@ def create_app(
     app.add_exception_handler(ApiError, _on_api_error)
     app.add_exception_handler(HTTPException, _on_http_error)
     app.add_exception_handler(Exception, _on_any_error)
-    _add_chat(app, models, feedback)
+    metrics = Metrics()
+    _add_text(app, models, feedback, metrics)
+    _add_embeddings(app, models, metrics)
     _add_feedback(app, feedback)
-    _add_state(app, models)
+    _add_state(app, models, metrics)
 
     @app.get("/")
     async def page() -> Response:
@@ -74,20 +83,94 @@ def create_app(
     return app
 
 
-# ---- chat ----
+# ---- text and vectors ----
 
 
-def _add_chat(app: FastAPI, models: Mapping[str, ServedModel], feedback: FeedbackStore | None) -> None:
-    @app.post("/v1/chat/completions")
-    async def chat(request: Request) -> Response:
-        asked = _validated(ChatRequest, await request.body())
-        model = _find(models, asked.model)
-        turn = Turn(request, asked, model, feedback)
-        turn.admit()
-        if asked.stream:
+def _add_text(
+    app: FastAPI, models: Mapping[str, ServedModel], feedback: FeedbackStore | None, metrics: Metrics
+) -> None:
+    async def answer(make: Callable[[], Turn], route: str) -> Response:
+        with _refusals(metrics, route):
+            turn = make()
+            turn.admit()
+        if turn.asked.stream:
             headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
             return StreamingResponse(turn.events(), media_type="text/event-stream", headers=headers)
         return await turn.whole()
+
+    @app.post("/v1/chat/completions")
+    async def chat(request: Request) -> Response:
+        body = await request.body()
+
+        def make() -> Turn:
+            asked = _validated(ChatRequest, body)
+            return turns.chat_turn(request, asked, _find(models, asked.model), feedback, metrics)
+
+        return await answer(make, "chat")
+
+    @app.post("/v1/completions")
+    async def complete(request: Request) -> Response:
+        body = await request.body()
+
+        def make() -> Turn:
+            asked = _validated(CompletionRequest, body)
+            return turns.completion_turn(request, asked, _find(models, asked.model), metrics)
+
+        return await answer(make, "completions")
+
+
+def _add_embeddings(app: FastAPI, models: Mapping[str, ServedModel], metrics: Metrics) -> None:
+    @app.post("/v1/embeddings")
+    async def embed(request: Request) -> Response:
+        with _refusals(metrics, "embeddings"):
+            asked = _validated(EmbeddingRequest, await request.body())
+            model = _find(models, asked.model)
+            texts = [model.plain(given, "input") for given in protocol.inputs(asked.input)]
+            for ids in texts:
+                model.check_room(ids, "input", answer=False)
+            vectors: list[list[float]] = []
+            for ids in texts:  # one call each: answers under way go on in between
+                vectors += await _called(request, model, functools.partial(_embed, ids=ids))
+            if asked.dimensions not in (None, len(vectors[0])):
+                width = len(vectors[0])
+                raise ApiError(400, f"this model's vectors have {width} numbers", param="dimensions")
+        tokens = sum(len(ids) for ids in texts)
+        metrics.count("prompt_tokens", tokens, model_name=model.name)
+        metrics.count("requests", model_name=model.name, route="embeddings", outcome="stop")
+        return JSONResponse(shapes.embeddings(model.name, vectors, asked.encoding_format, tokens))
+
+
+def _embed(engine: Any, ids: list[int]) -> list[list[float]]:
+    return engine.embed([ids])
+
+
+async def _called(request: Request, model: ServedModel, run: Callable[[Any], Any]) -> Any:
+    """`run(engine)` on the engine's thread; given up when the client is gone."""
+    try:
+        future = asyncio.wrap_future(model.worker.call(run))
+    except (QueueFull, Draining) as problem:
+        raise turns.refusal(problem) from problem
+    while not future.done():
+        await asyncio.wait([future], timeout=turns.POLL_SECONDS)
+        if not future.done() and await request.is_disconnected():
+            future.cancel()
+    if future.cancelled():
+        raise ApiError(503, "the server is closing", type="unavailable_error")
+    failure = future.exception()
+    if failure is not None:
+        assert isinstance(failure, Exception)
+        raise turns.engine_error(failure) from failure
+    return future.result()
+
+
+@contextmanager
+def _refusals(metrics: Metrics, route: str) -> Iterator[None]:
+    """Count what is refused, by status."""
+    try:
+        yield
+    except ApiError as error:
+        metrics.count("requests", route=route, outcome=str(error.status))
+        raise
 
 
 # ---- feedback, state ----
@@ -103,9 +186,9 @@ def _add_feedback(app: FastAPI, feedback: FeedbackStore | None) -> None:
         given = _parsed(words.validate_json, await request.body())
         try:
             if isinstance(given, protocol.VoteIn):
-                await run_in_threadpool(feedback.vote, answer_id(given.id, given.index), given.vote)
+                await run_in_threadpool(feedback.vote, turns.answer_id(given.id, given.index), given.vote)
             else:
-                chosen, rejected = answer_id(given.chosen, 0), answer_id(given.rejected, 0)
+                chosen, rejected = (turns.answer_id(name, 0) for name in (given.chosen, given.rejected))
                 await run_in_threadpool(feedback.choose, chosen, rejected, given.tie)
         except UnknownAnswer as problem:
             raise ApiError(404, str(problem), code="answer_not_found") from problem
@@ -114,7 +197,7 @@ def _add_feedback(app: FastAPI, feedback: FeedbackStore | None) -> None:
         return JSONResponse({"ok": True})
 
 
-def _add_state(app: FastAPI, models: Mapping[str, ServedModel]) -> None:
+def _add_state(app: FastAPI, models: Mapping[str, ServedModel], metrics: Metrics) -> None:
     @app.get("/v1/models")
     async def list_models() -> dict[str, Any]:
         return {"object": "list", "data": [_card(model) for model in models.values()]}
@@ -131,6 +214,11 @@ def _add_state(app: FastAPI, models: Mapping[str, ServedModel]) -> None:
             "models": {name: model.worker.stats() for name, model in models.items()},
         }
         return JSONResponse(body, status_code=200 if alive else 500)
+
+    @app.get("/metrics")
+    def numbers() -> Response:  # on a thread: the engine answers between two steps
+        workers = {name: model.worker for name, model in models.items()}
+        return Response(metrics.text(workers), media_type=counted.CONTENT_TYPE)
 
     @app.get("/ready")
     async def ready() -> Response:

@@ -39,6 +39,15 @@ class Loaded:
 
         return render(messages, self.tok, generation_prompt=True).ids
 
+    def encode(self, text: str) -> list[int]:
+        """Ids of plain text as the start of a document: after the start token where the family has one of
+        its own (Llama, Gemma), as it stands where end and start are one token (GPT-2, ours) unless empty."""
+        ids = self.tok.encode(text)
+        bos, eos = self.tok.bos, self.tok.eos
+        if bos is not None and (bos != eos or not ids):
+            return [bos, *ids]
+        return ids
+
     def answer(self, messages: list[Message], sampling: Sampling) -> Iterator[str]:
         """The answer in pieces, on the caller's thread. Closing the iterator early frees the engine."""
         prompt = self.prompt(messages)

@@ -1,4 +1,5 @@
-"""The words of the OpenAI-shaped API: what a request may say, what an answer, a chunk and an error look like.
+"""The words of the OpenAI-shaped API: what a request may say, what an error looks like
+(answers: shapes.py).
 
 Shapes follow the types of the `openai` Python client. Nothing here knows the engine, so that every rule of
 the protocol can be tested with a fake one. Fields we do not know are ignored; fields that would change the
@@ -9,9 +10,7 @@ silently.
 from __future__ import annotations
 
 import secrets
-import time
-from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -21,6 +20,8 @@ MAX_CHOICES = 8
 """`n` at most: every choice is a whole generation."""
 MAX_STOPS = 4
 """Stop texts per request, as in the API we follow."""
+MAX_INPUTS = 256
+"""Texts per request for embeddings; prompts of a completion times their choices are at most MAX_CHOICES."""
 UNSUPPORTED = (
     "tools",
     "functions",
@@ -29,7 +30,18 @@ UNSUPPORTED = (
     "frequency_penalty",
     "logprobs",
     "audio",
+    "echo",
+    "suffix",
 )
+
+Ids = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+Texts = (
+    str
+    | Annotated[list[str], Field(min_length=1, max_length=MAX_INPUTS)]
+    | Ids
+    | Annotated[list[Ids], Field(min_length=1, max_length=MAX_INPUTS)]
+)
+"""One text, several, one list of token ids, or several."""
 
 
 class ApiError(Exception):
@@ -77,13 +89,12 @@ class StreamOptions(BaseModel):
     include_usage: bool = False
 
 
-class ChatRequest(BaseModel):
-    """Body of POST /v1/chat/completions."""
+class GenerationRequest(BaseModel):
+    """What every request for generated text may say about how to draw it."""
 
     model_config = ConfigDict(extra="allow")
 
     model: str = ""
-    messages: list[MessageIn] = Field(min_length=1, max_length=1024)
     stream: bool = False
     stream_options: StreamOptions | None = None
     max_completion_tokens: int | None = Field(default=None, ge=1)
@@ -106,7 +117,7 @@ class ChatRequest(BaseModel):
         return stop
 
     @model_validator(mode="after")
-    def _only_what_we_can_do(self) -> ChatRequest:
+    def _only_what_we_can_do(self) -> Self:
         extra = self.model_extra or {}
         for name in UNSUPPORTED:
             if extra.get(name):
@@ -116,84 +127,67 @@ class ChatRequest(BaseModel):
             raise ValueError(f"response_format {kind!r} is not supported by this server; use 'text'")
         return self
 
-    def sampling(self, defaults: Sampling, room: int) -> tuple[Sampling, bool]:
-        """How to draw, with at most `room` new tokens. Second value: whether the client chose the seed
-        itself."""
-        wanted = self.max_completion_tokens or self.max_tokens or defaults.max_tokens
+    @property
+    def wants_usage(self) -> bool:
+        """Whether a stream ends with the token counts."""
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+    def sampling(self, defaults: Sampling) -> Sampling:
+        """How to draw; a request without a seed gets one of its own."""
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
-        top_k = defaults.top_k if self.top_k is None else max(self.top_k, 0)
+        wanted = self.max_completion_tokens or self.max_tokens or defaults.max_tokens
         seed = secrets.randbits(31) if self.seed is None else self.seed & 0x7FFF_FFFF_FFFF_FFFF
-        sampling = Sampling(
+        return Sampling(
             temperature=defaults.temperature if self.temperature is None else self.temperature,
-            top_k=top_k,
+            top_k=defaults.top_k if self.top_k is None else max(self.top_k, 0),
             top_p=defaults.top_p if self.top_p is None else self.top_p,
-            max_tokens=max(1, min(wanted, room)),
+            max_tokens=min(wanted, defaults.max_tokens),
             stop=stop,
             seed=seed,
         )
-        return sampling, self.seed is not None
 
 
-def new_id() -> str:
+class ChatRequest(GenerationRequest):
+    """Body of POST /v1/chat/completions."""
+
+    messages: list[MessageIn] = Field(min_length=1, max_length=1024)
+
+
+class CompletionRequest(GenerationRequest):
+    """Body of POST /v1/completions: text that is continued as it stands, without a chat template."""
+
+    prompt: Texts
+
+    @model_validator(mode="after")
+    def _few_choices(self) -> Self:
+        if len(inputs(self.prompt)) * self.n > MAX_CHOICES:
+            raise ValueError(f"at most {MAX_CHOICES} answers per request (prompts times n)")
+        if (self.model_extra or {}).get("best_of") not in (None, 1, self.n):
+            raise ValueError("best_of is not supported by this server")
+        return self
+
+
+class EmbeddingRequest(BaseModel):
+    """Body of POST /v1/embeddings."""
+
+    model: str = ""
+    input: Texts
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: int | None = Field(default=None, ge=1)
+
+
+def inputs(given: str | list[str] | list[int] | list[list[int]]) -> list[str | list[int]]:
+    """The texts or id lists of a request, one by one."""
+    if isinstance(given, str):
+        return [given]
+    if isinstance(given[0], int):
+        return [[int(id) for id in given]]  # type: ignore[arg-type]
+    return list(given)  # type: ignore[arg-type]
+
+
+def new_id(prefix: str = "chatcmpl") -> str:
     """A fresh name for one answer; unguessable, so that nobody votes on another's answers by counting."""
-    return "chatcmpl-" + secrets.token_hex(12)
-
-
-def usage(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
-    """Token counts; the stop token counts as generated."""
-    return {
-        "prompt_tokens": prompt_tokens,
-        "completion_tokens": completion_tokens,
-        "total_tokens": prompt_tokens + completion_tokens,
-    }
-
-
-def completion(
-    id: str, model: str, fingerprint: str, choices: Sequence[tuple[str, str]], counts: dict[str, int]
-) -> dict[str, Any]:
-    """The whole answer at once. `choices`: (text, finish reason) in order of index."""
-    return {
-        "id": id,
-        "object": "chat.completion",
-        "created": int(time.time()),
-        "model": model,
-        "system_fingerprint": fingerprint,
-        "choices": [
-            {
-                "index": index,
-                "message": {"role": "assistant", "content": text, "refusal": None},
-                "finish_reason": reason,
-                "logprobs": None,
-            }
-            for index, (text, reason) in enumerate(choices)
-        ],
-        "usage": counts,
-    }
-
-
-class Chunks:
-    """Makes the chunks of one stream: same id and time in each; usage null in each when it comes at the
-    end."""
-
-    def __init__(self, id: str, model: str, fingerprint: str, include_usage: bool) -> None:
-        self.include_usage = include_usage
-        self._head = {
-            "id": id,
-            "object": "chat.completion.chunk",
-            "created": int(time.time()),
-            "model": model,
-            "system_fingerprint": fingerprint,
-        }
-
-    def delta(self, index: int, delta: dict[str, str], finish_reason: str | None = None) -> dict[str, Any]:
-        """One piece of choice `index`."""
-        choice = {"index": index, "delta": delta, "finish_reason": finish_reason, "logprobs": None}
-        chunk = {**self._head, "choices": [choice]}
-        return {**chunk, "usage": None} if self.include_usage else chunk
-
-    def usage(self, counts: dict[str, int]) -> dict[str, Any]:
-        """The extra chunk at the end: no choices, the counts."""
-        return {**self._head, "choices": [], "usage": counts}
+    return f"{prefix}-{secrets.token_hex(12)}"
 
 
 class VoteIn(BaseModel):

@@ -1,4 +1,4 @@
-"""One chat request on its way: rendered, admitted, answered whole or in pieces, remembered for votes.
+"""One request for text on its way: admitted, answered whole or in pieces, remembered for votes, counted.
 
 It watches the connection in both modes (Starlette does not cancel handlers that do not stream): who hangs up
 frees the engine's blocks within a step. Prompts are never logged; one line per request says how long it was
@@ -11,16 +11,17 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response
 
-from caravan.serve import protocol
 from caravan.serve.feedback import Answer, FeedbackStore
-from caravan.serve.protocol import ApiError, ChatRequest, Chunks
+from caravan.serve.metrics import Metrics
+from caravan.serve.protocol import ApiError, ChatRequest, CompletionRequest, GenerationRequest, inputs
+from caravan.serve.shapes import ChatShape, Shape, TextShape, usage
 from caravan.serve.worker import Draining, Piece, QueueFull, Ticket, Worker
 from caravan.types import Message, Sampling, UserError
 
@@ -39,6 +40,8 @@ class ServedModel:
     worker: Worker
     render: Callable[[list[Message]], list[int]]
     """Messages to the ids of the served prompt (the one renderer, with the generation prompt)."""
+    encode: Callable[[str], list[int]] | None = None
+    """Plain text to ids, for completions and embeddings; None: only ids are understood there."""
     context_length: int
     """Prompt and answer together, tokens."""
     weights: str = ""
@@ -52,62 +55,126 @@ class ServedModel:
         """Changes with the weights."""
         return f"fp_{(self.weights or self.name)[:12]}"
 
+    def plain(self, given: str | list[int], param: str) -> list[int]:
+        """Ids of a text (or the ids themselves) outside any chat; ApiError when they do not fit."""
+        if not isinstance(given, str):
+            ids = given
+        elif self.encode is None:
+            raise ApiError(400, "this model takes token ids only here", param=param)
+        else:
+            ids = self.encode(given)
+        if not ids:
+            raise ApiError(400, f"{param} is empty", param=param)
+        return ids
 
-class Turn:
-    """One request on its way through the worker."""
-
-    def __init__(
-        self, request: Request, asked: ChatRequest, model: ServedModel, feedback: FeedbackStore | None
-    ) -> None:
-        self.request, self.asked, self.model, self.feedback = request, asked, model, feedback
-        self.id = protocol.new_id()
-        self.messages = [message.message() for message in asked.messages]
-        self.prompt_ids = self._prompt()
-        self.texts = [""] * asked.n
-        self.reasons: list[str | None] = [None] * asked.n
-        self.tokens = 0
-        self.begun = time.monotonic()
-        self.first_token: float | None = None
-        self.pieces: asyncio.Queue[Piece] = asyncio.Queue()
-        self.ticket: Ticket | None = None
-
-    def _prompt(self) -> list[int]:
-        try:
-            ids = self.model.render(self.messages)
-        except UserError as problem:
-            raise ApiError(400, str(problem), param="messages") from problem
-        except ValueError as problem:
-            raise ApiError(400, f"the messages cannot be rendered: {problem}", param="messages") from problem
-        limit = self.model.context_length
-        if len(ids) >= limit:
+    def check_room(self, ids: Sequence[int], param: str, answer: bool = True) -> None:
+        """ApiError when `ids` (and, with `answer`, one more token) do not fit into the context."""
+        limit = self.context_length
+        if len(ids) + answer > limit:
+            must = f"this model's context of {limit} must hold the answer too"
             raise ApiError(
                 400,
-                f"the prompt has {len(ids)} tokens; this model's context of {limit} must hold the answer too",
-                param="messages",
+                f"the prompt has {len(ids)} tokens; {must if answer else f'this model takes {limit}'}",
+                param=param,
                 code="context_length_exceeded",
                 n_prompt_tokens=len(ids),
                 n_ctx=limit,
             )
-        return ids
+
+
+def refusal(problem: QueueFull | Draining) -> ApiError:
+    """What a client is told whom the worker does not take."""
+    if isinstance(problem, QueueFull):
+        wait = {"Retry-After": str(problem.retry_after)}
+        return ApiError(429, str(problem), type="rate_limit_error", code="queue_full", headers=wait)
+    return ApiError(503, str(problem), type="unavailable_error", headers={"Retry-After": "5"})
+
+
+def engine_error(problem: Exception) -> ApiError:
+    """A deterministic failure must be a 4xx: clients repeat a 5xx."""
+    if isinstance(problem, TimeoutError):
+        return ApiError(503, str(problem), type="unavailable_error", headers={"Retry-After": "5"})
+    if isinstance(problem, (UserError, ValueError)):
+        return ApiError(400, str(problem))
+    return ApiError(500, "the engine failed on this request; the server goes on", type="server_error")
+
+
+def chat_turn(
+    request: Request, asked: ChatRequest, model: ServedModel, feedback: FeedbackStore | None, metrics: Metrics
+) -> Turn:
+    """The turn of POST /v1/chat/completions; its answers can be voted on."""
+    messages = [message.message() for message in asked.messages]
+    try:
+        ids = model.render(messages)
+    except UserError as problem:
+        raise ApiError(400, str(problem), param="messages") from problem
+    except ValueError as problem:
+        raise ApiError(400, f"the messages cannot be rendered: {problem}", param="messages") from problem
+    model.check_room(ids, "messages")
+    shape = ChatShape(model.name, model.fingerprint, asked.wants_usage)
+    turn = Turn(request, asked, model, [ids], shape, metrics, "chat")
+    if feedback is not None:
+        turn.feedback, turn.messages = feedback, messages
+    return turn
+
+
+def completion_turn(request: Request, asked: CompletionRequest, model: ServedModel, metrics: Metrics) -> Turn:
+    """The turn of POST /v1/completions."""
+    prompts = [model.plain(given, "prompt") for given in inputs(asked.prompt)]
+    for ids in prompts:
+        model.check_room(ids, "prompt")
+    shape = TextShape(model.name, model.fingerprint, asked.wants_usage)
+    return Turn(request, asked, model, prompts, shape, metrics, "completions")
+
+
+class Turn:
+    """One request on its way through the worker: prompts times n choices, all in one queue."""
+
+    def __init__(
+        self,
+        request: Request,
+        asked: GenerationRequest,
+        model: ServedModel,
+        prompts: list[list[int]],
+        shape: Shape,
+        metrics: Metrics,
+        route: str,
+    ) -> None:
+        self.request, self.asked, self.model, self.shape = request, asked, model, shape
+        self.metrics, self.route = metrics, route
+        self.prompts = prompts
+        self.messages: list[Message] = []
+        self.feedback: FeedbackStore | None = None
+        choices = len(prompts) * asked.n
+        self.texts = [""] * choices
+        self.reasons: list[str | None] = [None] * choices
+        self.tokens = 0
+        self.begun = time.monotonic()
+        self.first_token: float | None = None
+        self.last_piece: list[float | None] = [None] * choices
+        self.pieces: asyncio.Queue[Piece] = asyncio.Queue()
+        self.ticket: Ticket | None = None
+
+    @property
+    def prompt_tokens(self) -> int:
+        return sum(len(ids) for ids in self.prompts)
 
     def admit(self) -> None:
         """Into the queue, or an ApiError that says why not."""
-        room = min(self.model.context_length - len(self.prompt_ids), self.model.defaults.max_tokens)
-        sampling, _ = self.asked.sampling(self.model.defaults, room)
+        sampling = self.asked.sampling(self.model.defaults)
+        limit = self.model.context_length
+        each = [replace(sampling, max_tokens=min(sampling.max_tokens, limit - len(p))) for p in self.prompts]
         loop = asyncio.get_running_loop()
 
         def deliver(piece: Piece) -> None:
             loop.call_soon_threadsafe(self.pieces.put_nowait, piece)
 
+        wanted = list(zip(self.prompts, each, strict=True))
         try:
-            self.ticket = self.model.worker.submit(self.prompt_ids, sampling, deliver, self.asked.n)
-        except QueueFull as full:
-            wait = {"Retry-After": str(full.retry_after)}
-            raise ApiError(429, str(full), type="rate_limit_error", code="queue_full", headers=wait) from full
-        except Draining as closing:
-            raise ApiError(
-                503, str(closing), type="unavailable_error", headers={"Retry-After": "5"}
-            ) from closing
+            self.ticket = self.model.worker.submit_all(wanted, deliver, self.asked.n)
+        except (QueueFull, Draining) as problem:
+            raise refusal(problem) from problem
+        self.metrics.count("prompt_tokens", self.prompt_tokens, model_name=self.model.name)
 
     async def _next(self) -> Piece | None:
         """The next piece, None after a moment of silence; `abort` pieces end everything when nobody
@@ -123,11 +190,19 @@ class Turn:
     def _take(self, piece: Piece) -> None:
         """Count a piece; raises when it carries an error."""
         if piece.error is not None:
-            raise _engine_error(piece.error)
+            raise engine_error(piece.error)
         self.texts[piece.index] += piece.text
         self.tokens += piece.tokens
-        if piece.tokens and self.first_token is None:
-            self.first_token = time.monotonic()
+        if piece.tokens:
+            now, name = time.monotonic(), self.model.name
+            last = self.last_piece[piece.index]
+            if self.first_token is None:
+                self.first_token = now
+                self.metrics.observe("time_to_first_token_seconds", now - self.begun, model_name=name)
+            if last is not None:
+                each = (now - last) / piece.tokens
+                self.metrics.observe("time_per_output_token_seconds", each, piece.tokens, model_name=name)
+            self.last_piece[piece.index] = now
         if piece.finish_reason is not None:
             self.reasons[piece.index] = piece.finish_reason
 
@@ -150,22 +225,18 @@ class Turn:
             outcome = ",".join(str(reason) for reason in self.reasons)
             self._remember()
             choices = list(zip(self.texts, [_public(reason) for reason in self.reasons], strict=True))
-            counts = protocol.usage(len(self.prompt_ids), self.tokens)
-            return JSONResponse(
-                protocol.completion(self.id, self.model.name, self.model.fingerprint, choices, counts)
-            )
+            return JSONResponse(self.shape.whole(choices, usage(self.prompt_tokens, self.tokens)))
         finally:
             self._end(outcome)
 
     async def events(self) -> AsyncIterator[bytes]:
-        """Server-sent events: role first, text as it comes, finish reason, usage if asked, [DONE]."""
-        options = self.asked.stream_options
-        include = bool(options and options.include_usage)
-        chunks = Chunks(self.id, self.model.name, self.model.fingerprint, include)
+        """Server-sent events: role first (chat), text as it comes, finish reason, usage if asked, [DONE]."""
         outcome, quiet_since = "abort", time.monotonic()
         try:
-            for index in range(self.asked.n):
-                yield _event(chunks.delta(index, {"role": "assistant", "content": ""}))
+            for index in range(len(self.texts)):
+                opening = self.shape.opening(index)
+                if opening is not None:
+                    yield _event(opening)
             while not self.done:
                 piece = await self._next()
                 if not await self._listens():
@@ -178,13 +249,13 @@ class Turn:
                 self._take(piece)
                 quiet_since = time.monotonic()
                 if piece.text:
-                    yield _event(chunks.delta(piece.index, {"content": piece.text}))
+                    yield _event(self.shape.text(piece.index, piece.text))
                 if piece.finish_reason is not None:
-                    yield _event(chunks.delta(piece.index, {}, _public(piece.finish_reason)))
+                    yield _event(self.shape.end(piece.index, _public(piece.finish_reason)))
             self._remember()
             outcome = ",".join(str(reason) for reason in self.reasons)
-            if include:
-                yield _event(chunks.usage(protocol.usage(len(self.prompt_ids), self.tokens)))
+            if self.asked.wants_usage:
+                yield _event(self.shape.usage(usage(self.prompt_tokens, self.tokens)))
             yield b"data: [DONE]\n\n"
         except ApiError as error:  # too late for a status: the client raises on this event
             outcome = "error"
@@ -199,7 +270,7 @@ class Turn:
             if reason in ("stop", "length"):
                 self.feedback.remember(
                     Answer(
-                        id=answer_id(self.id, index),
+                        id=answer_id(self.shape.id, index),
                         prompt=tuple(self.messages),
                         text=text,
                         model=self.model.name,
@@ -211,12 +282,19 @@ class Turn:
     def _end(self, outcome: str) -> None:
         if self.ticket is not None and not self.done:
             self.ticket.cancel()
-        now = time.monotonic()
+        now, name = time.monotonic(), self.model.name
+        waited = None if self.ticket is None else self.ticket.waited
+        self.metrics.count("generation_tokens", self.tokens, model_name=name)
+        self.metrics.observe("e2e_request_latency_seconds", now - self.begun, model_name=name)
+        if waited is not None:
+            self.metrics.observe("request_queue_time_seconds", waited, model_name=name)
+        for reason in sorted(set(outcome.split(","))):
+            self.metrics.count("requests", model_name=name, route=self.route, outcome=reason)
         log.info(
             "%s model=%s in=%d out=%d first=%.3fs total=%.3fs end=%s",
-            self.id,
-            self.model.name,
-            len(self.prompt_ids),
+            self.shape.id,
+            name,
+            self.prompt_tokens,
             self.tokens,
             (self.first_token or now) - self.begun,
             now - self.begun,
@@ -232,15 +310,6 @@ def answer_id(completion_id: str, index: int) -> str:
 def _public(reason: str | None) -> str:
     """Clients know stop and length; a generation cut by the server reads as too long."""
     return "stop" if reason == "stop" else "length"
-
-
-def _engine_error(problem: Exception) -> ApiError:
-    """A deterministic failure must be a 4xx: clients repeat a 5xx."""
-    if isinstance(problem, TimeoutError):
-        return ApiError(503, str(problem), type="unavailable_error", headers={"Retry-After": "5"})
-    if isinstance(problem, (UserError, ValueError)):
-        return ApiError(400, str(problem))
-    return ApiError(500, "the engine failed on this request; the server goes on", type="server_error")
 
 
 def _event(body: dict[str, Any]) -> bytes:

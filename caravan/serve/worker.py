@@ -1,6 +1,7 @@
 """One thread owns the engine. Everybody else puts jobs into a bounded queue and is handed pieces of text.
 
     submit() -> Ticket          any thread; QueueFull when the queue is full, Draining when we are closing
+    call(run) -> Future         any thread; `run(engine)` between two steps; the same queue and refusals
     deliver(Piece)              called on the engine's thread, once per step and choice: must not block
     Ticket.cancel()             any thread; the engine drops the request, and frees its blocks, before its
     next step
@@ -17,6 +18,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -52,6 +54,8 @@ class EngineLike(Protocol):
     def step(self) -> Sequence[EventLike]: ...
 
     def abort(self, id: int) -> None: ...
+
+    def stats(self) -> dict[str, int]: ...
 
 
 class QueueFull(Exception):
@@ -89,6 +93,7 @@ class _Job:
     index: int
     deliver: Callable[[Piece], None]
     deadline: float
+    queued: float = field(default_factory=time.monotonic)
     cancelled: bool = False
     engine_id: Any = None
     started: float = 0.0
@@ -104,6 +109,11 @@ class Ticket:
     def cancel(self) -> None:
         """Stop generating; harmless when already finished."""
         self._worker._cancel(self._jobs)
+
+    @property
+    def waited(self) -> float | None:
+        """Seconds until the engine took the first choice; None while it has taken none."""
+        return min((job.started - job.queued for job in self._jobs if job.started), default=None)
 
 
 class Worker:
@@ -130,6 +140,7 @@ class Worker:
         self._wake = threading.Condition()
         self._waiting: deque[_Job] = deque()
         self._running: dict[Any, _Job] = {}
+        self._calls: deque[tuple[Callable[[Any], Any], Future[Any]]] = deque()
         self._draining = False
         self._closing = False
         self._seconds_per_job = 2.0
@@ -141,33 +152,55 @@ class Worker:
     def submit(
         self, prompt_ids: Sequence[int], sampling: Sampling, deliver: Callable[[Piece], None], n: int = 1
     ) -> Ticket:
-        """Admit one request of n choices, or raise QueueFull or Draining. Choice i draws as index i
-        of the seed."""
+        """Admit one prompt of n choices, or raise QueueFull or Draining. Choice i draws as index i of the
+        seed."""
+        return self.submit_all([(prompt_ids, sampling)], deliver, n)
+
+    def submit_all(
+        self,
+        prompts: Sequence[tuple[Sequence[int], Sampling]],
+        deliver: Callable[[Piece], None],
+        n: int = 1,
+    ) -> Ticket:
+        """Admit several prompts of n choices each, all or none. Choice i of prompt k is index k * n + i, in
+        its pieces and in its draws."""
         deadline = time.monotonic() + self.deadline_seconds
         jobs = [
-            _Job(
-                prompt_ids=list(prompt_ids),
-                sampling=sampling,
-                index=index,
-                deliver=deliver,
-                deadline=deadline,
-            )
-            for index in range(n)
+            _Job(list(prompt_ids), sampling, k * n + i, deliver, deadline)
+            for k, (prompt_ids, sampling) in enumerate(prompts)
+            for i in range(n)
         ]
         with self._wake:
-            if self._draining or self._closing:
-                raise Draining("the server is closing and takes no new requests")
-            free = max(self.max_running - len(self._running), 0)
-            if len(self._waiting) + n > self.max_queued + free:
-                raise QueueFull(self._retry_after())
+            self._check_place(len(jobs))
             self._waiting.extend(jobs)
             self._wake.notify()
         return Ticket(self, jobs)
 
+    def call(self, run: Callable[[Any], Any]) -> Future[Any]:
+        """Have `run(engine)` called on the engine's thread between two steps, one call per step, so that
+        nobody's answer waits long. Raises QueueFull or Draining; an exception of `run` is the future's."""
+        future: Future[Any] = Future()
+        with self._wake:
+            self._check_place(1)
+            self._calls.append((run, future))
+            self._wake.notify()
+        return future
+
+    def _check_place(self, n: int) -> None:
+        if self._draining or self._closing:
+            raise Draining("the server is closing and takes no new requests")
+        free = max(self.max_running - len(self._running), 0)
+        if len(self._waiting) + len(self._calls) + n > self.max_queued + free:
+            raise QueueFull(self._retry_after())
+
+    def engine_stats(self) -> dict[str, int]:
+        """The engine's own counts (see Engine.stats)."""
+        return self._engine.stats()
+
     def stats(self) -> dict[str, int]:
         """Choices running and waiting now."""
         with self._wake:
-            return {"running": len(self._running), "waiting": len(self._waiting)}
+            return {"running": len(self._running), "waiting": len(self._waiting) + len(self._calls)}
 
     @property
     def alive(self) -> bool:
@@ -207,7 +240,7 @@ class Worker:
     def _loop(self) -> None:
         while True:
             with self._wake:
-                while not (self._waiting or self._running or self._closing):
+                while not (self._waiting or self._running or self._calls or self._closing):
                     self._wake.wait()
                 closing = self._closing
                 dropped = [job for job in self._waiting if job.cancelled]
@@ -217,6 +250,7 @@ class Worker:
                 admitted = [self._waiting.popleft() for _ in range(min(count, len(self._waiting)))]
                 # Counted as running from here on, so that nobody sees a place that is already given away.
                 self._running.update((("starting", id(job)), job) for job in admitted)
+                call = self._calls.popleft() if self._calls and not closing else None
             for job in dropped:
                 _deliver(job, Piece(job.index, finish_reason="abort"))
             self._start(admitted)
@@ -224,7 +258,17 @@ class Worker:
                 self._end_all(None)
                 return
             self._abort_cancelled()
+            if call is not None:
+                self._answer(*call)
             self._step()
+
+    def _answer(self, run: Callable[[Any], Any], future: Future[Any]) -> None:
+        if not future.set_running_or_notify_cancel():
+            return  # whoever asked has hung up
+        try:
+            future.set_result(run(self._engine))
+        except Exception as problem:  # the asker is told; the thread goes on
+            future.set_exception(problem)
 
     def _start(self, jobs: list[_Job]) -> None:
         now = time.monotonic()
@@ -293,6 +337,9 @@ class Worker:
         if error is None:
             with self._wake:
                 waiting, self._waiting = self._waiting, deque()
+                calls, self._calls = self._calls, deque()
+            for _, future in calls:
+                future.cancel()
             for job in waiting:
                 _deliver(job, Piece(job.index, finish_reason="abort"))
 
