@@ -12,21 +12,18 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import tokenizers
-from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
-
 from caravan.data import template
+from caravan.data.vocabulary import merges, sources, training
+from caravan.data.vocabulary.codec import open_codec
+from caravan.data.vocabulary.splits import SPLITS, name_of
 from caravan.types import UserError
 
-QWEN2_SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+QWEN2_SPLIT = SPLITS["qwen2"]
 """The split that GGUF readers know as `qwen2`: words with their space, single digits, runs of punctuation."""
 
 END_OF_TEXT, PAD, TURN_START, TURN_END = SPECIALS = ("<|endoftext|>", "<|pad|>", "<|im_start|>", "<|im_end|>")
@@ -63,14 +60,14 @@ class Tokenizer:
             text: (added[text].get("lstrip", False), added[text].get("rstrip", False))
             for text in self.special
         }
-        self._backend = _backend(definition, self.special)
-        self._continuation = _without_prefix(definition, self.special) or self._backend
+        self._codec = open_codec(definition, config, self.special)
+        self._vocabulary = self._codec.vocabulary()
         for text in self.token_texts.values():
-            found = self._backend.token_to_id(text)
+            found = self._vocabulary.get(text)
             if text not in self.special and found is not None:
                 self.special[text], self.strips[text] = found, (False, False)
         self._control = frozenset(self.special.values())
-        self.vocab_size = max(self._backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+        self.vocab_size = max(self._vocabulary.values(), default=-1) + 1
         """One more than the largest id."""
         self.bos, self.eos, self.pad = (self._named(n) for n in ("bos_token", "eos_token", "pad_token"))
         self.chat_template = chat_template or self._own_template()
@@ -80,20 +77,11 @@ class Tokenizer:
     # -- reading and writing -------------------------------------------------------------------------------
     @classmethod
     def load(cls, folder: Path | str) -> Tokenizer:
-        """From a Hugging Face folder (tokenizer.json, or GPT-2's vocab.json with merges.txt). Raises
-        UserError."""
-        folder = Path(folder)
-        config = {**_json(folder / "special_tokens_map.json"), **_json(folder / "tokenizer_config.json")}
-        if (folder / "tokenizer.json").exists():
-            definition = _json(folder / "tokenizer.json")
-        elif (folder / "vocab.json").exists() and (folder / "merges.txt").exists():
-            definition, defaults = _gpt2(folder)
-            config = {**defaults, **config}
-        else:
-            raise UserError(
-                f"no tokenizer in {folder}: tokenizer.json is missing",
-                "a Hugging Face folder with a fast tokenizer is needed",
-            )
+        """From a folder or one file: tokenizer.json, SentencePiece, tiktoken, GPT-2 or RWKV files
+        (`vocabulary/sources.py`). Raises UserError."""
+        path = Path(folder)
+        definition, config = sources.read(path)
+        folder = path if path.is_dir() else path.parent
         stops = _stops_of_model(folder, definition, config)
         return cls(definition, config, _template_of(folder, config), stops)
 
@@ -115,33 +103,31 @@ class Tokenizer:
     # -- text to ids ---------------------------------------------------------------------------------------
     def encode(self, text: str) -> list[int]:
         """Ids of untrusted text: nothing is added, and the text of a special token is text."""
-        return self._plain(self._backend, text)
+        return self._plain(text, True)
 
     def encode_continuation(self, text: str) -> list[int]:
         """As `encode`, for text that goes on where other text stopped: no dummy space in front."""
-        return self._plain(self._continuation, text)
+        return self._plain(text, False)
 
     def encode_many(self, texts: Sequence[str]) -> list[list[int]]:
         """`encode` of each text; uses the threads that the tokenizers library is allowed."""
-        rows = [
-            e.ids
-            for e in self._backend.encode_batch_fast([_whole(t) for t in texts], add_special_tokens=False)
-        ]
+        rows = self._codec.encode_many([_whole(t) for t in texts])
+        if self._codec.never_special:
+            return rows
         return [
             ids if self._control.isdisjoint(ids) else self.encode(text)
             for ids, text in zip(rows, texts, strict=True)
         ]
 
-    def _plain(self, backend: tokenizers.Tokenizer, text: str) -> list[int]:
-        ids: list[int] = backend.encode(_whole(text), add_special_tokens=False).ids
-        if self._control.isdisjoint(ids):
+    def _plain(self, text: str, begins: bool) -> list[int]:
+        ids = self._codec.encode(_whole(text), begins)
+        if self._codec.never_special or self._control.isdisjoint(ids):
             return ids
         # A unigram model may hold a special token's text as an ordinary piece: cut that text after one
         # character.
         ids = []
         for at, piece in enumerate(self._inside_special.split(text)):
-            part = self._continuation if at else backend
-            ids += part.encode(_whole(piece), add_special_tokens=False).ids
+            ids += self._codec.encode(_whole(piece), begins and not at)
         return [i for i in ids if i not in self._control or i == self._named("unk_token")]
 
     @cached_property
@@ -159,7 +145,7 @@ class Tokenizer:
     # -- ids to text ---------------------------------------------------------------------------------------
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
         """Text of ids. Bytes that are not UTF-8 become U+FFFD."""
-        return str(self._backend.decode([int(i) for i in ids], skip_special_tokens=skip_special))
+        return self._codec.decode([int(i) for i in ids], skip_special)
 
     def bytes_of(self, token: int) -> bytes:
         """The bytes one id stands for; a special token's own text."""
@@ -170,18 +156,22 @@ class Tokenizer:
         table = [b""] * self.vocab_size
         byte_level = "ByteLevel" in json.dumps(self._definition.get("decoder") or {})
         added = {t["id"] for t in self._definition.get("added_tokens") or []}
-        for text, token in self._backend.get_vocab(with_added_tokens=True).items():
+        for text, token in self._vocabulary.items():
             if token in added or token in self._control:
                 table[token] = text.encode()
             elif byte_level:
-                table[token] = (
-                    bytes(_BYTE_OF[c] for c in text) if all(c in _BYTE_OF for c in text) else text.encode()
-                )
+                found = merges.as_bytes(text)
+                table[token] = text.encode() if found is None else found
             elif re.fullmatch(r"<0x[0-9A-Fa-f]{2}>", text):
                 table[token] = bytes([int(text[3:5], 16)])
             else:
                 table[token] = text.replace("\u2581", " ").encode()
         return table
+
+    @property
+    def split_name(self) -> str | None:
+        """llama.cpp's name of the split, which a GGUF file must give; None if it has none."""
+        return name_of(self._definition)
 
     # -- what the special tokens are -----------------------------------------------------------------------
     @property
@@ -191,7 +181,7 @@ class Tokenizer:
 
     def _named(self, name: str) -> int | None:
         text = self.token_texts.get(name)
-        return None if text is None else self._backend.token_to_id(text)
+        return None if text is None else self._vocabulary.get(text)
 
     def _own_template(self) -> str:
         if TURN_START in self.special and TURN_END in self.special:
@@ -214,36 +204,8 @@ class Tokenizer:
 def train(texts: Iterable[str], vocab_size: int, min_count: int = 2) -> Tokenizer:
     """Byte-level BPE of `vocab_size` ids at most (256 bytes + 4 specials at least). Same texts, same
     tokenizer."""
-    if vocab_size < 256 + len(SPECIALS):
-        raise UserError(
-            f"a byte-level vocabulary needs at least {256 + len(SPECIALS)} entries, not {vocab_size}",
-            "use --vocab 4096 or more",
-        )
-    backend = tokenizers.Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(QWEN2_SPLIT), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    backend.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        min_frequency=min_count,
-        show_progress=False,
-        special_tokens=[AddedToken(t, special=True, normalized=False) for t in SPECIALS],
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-    )
-    backend.train_from_iterator(_pieces(texts), trainer=trainer)
-    config = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": END_OF_TEXT,
-        "eos_token": END_OF_TEXT,
-        "pad_token": PAD,
-        "clean_up_tokenization_spaces": False,
-        "model_max_length": int(1e30),
-    }
-    return Tokenizer(json.loads(backend.to_str()), config, template.CHATML)
+    texts = map(_whole, texts)
+    return Tokenizer(*training.byte_bpe(texts, vocab_size, SPECIALS, min_count), template.CHATML)
 
 
 def copy_files(source: Path, target: Path) -> None:
@@ -252,20 +214,6 @@ def copy_files(source: Path, target: Path) -> None:
     for name in FILES:
         if (source / name).exists():
             shutil.copyfile(source / name, target / name)
-
-
-def _pieces(texts: Iterable[str], limit: int = 1 << 16) -> Iterator[str]:
-    """Long texts in parts: the trainer holds whole pieces in memory. Cut at line ends, where the split cuts
-    too."""
-    for text in texts:
-        start = 0
-        while start < len(text):
-            stop = start + limit
-            if stop < len(text):
-                line = text.rfind("\n", start, stop) + 1
-                stop = line if line > start else stop
-            yield _whole(text[start:stop])
-            start = stop
 
 
 def _whole(text: str) -> str:
@@ -277,68 +225,13 @@ def _whole(text: str) -> str:
     return text
 
 
-def _backend(definition: dict[str, Any], special: dict[str, int]) -> tokenizers.Tokenizer:
-    """The library's tokenizer, with every control token marked special and none ever read out of text."""
-    tokens = [
-        {**t, "special": t["special"] or t["content"] in special}
-        for t in definition.get("added_tokens") or []
-    ]
-    changed = {**definition, "added_tokens": tokens, "truncation": None, "padding": None}
-    try:
-        backend = tokenizers.Tokenizer.from_str(json.dumps(changed))
-    except Exception as error:  # the library raises bare Exception
-        raise UserError(f"tokenizer.json cannot be read: {error}") from error
-    backend.encode_special_tokens = True
-    return backend
-
-
-def _without_prefix(definition: dict[str, Any], special: dict[str, int]) -> tokenizers.Tokenizer | None:
-    """The same tokenizer without the dummy space that SentencePiece-like ones put in front; None if there is
-    none."""
-
-    def strip(part: Any) -> Any:
-        if isinstance(part, list):
-            return [strip(p) for p in part if not (isinstance(p, dict) and p.get("type") == "Prepend")]
-        if isinstance(part, dict):
-            part = {k: strip(v) for k, v in part.items()}
-            if part.get("type") == "Metaspace":
-                part["prepend_scheme"], part["add_prefix_space"] = "never", False
-            if part.get("type") == "ByteLevel":
-                part["add_prefix_space"] = False
-        return part
-
-    normalizer = definition.get("normalizer")
-    if isinstance(normalizer, dict) and normalizer.get("type") == "Prepend":
-        normalizer = None
-    changed = {
-        **definition,
-        "normalizer": strip(normalizer),
-        "pre_tokenizer": strip(definition.get("pre_tokenizer")),
-    }
-    return None if all(changed[k] == definition.get(k) for k in changed) else _backend(changed, special)
-
-
-def _gpt2(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """GPT-2's two files; the `#version` line of merges.txt is optional."""
-    lines = (folder / "merges.txt").read_text(encoding="utf-8").split("\n")
-    merges = [
-        (line.partition(" ")[0], line.partition(" ")[2])
-        for line in lines
-        if line and not line.startswith("#version")
-    ]
-    vocab = _json(folder / "vocab.json")
-    backend = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=merges))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    if END_OF_TEXT in vocab:
-        backend.add_special_tokens([AddedToken(END_OF_TEXT, special=True, normalized=False)])
-    return json.loads(backend.to_str()), {"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT}
-
-
 def _stops_of_model(folder: Path, definition: dict[str, Any], config: dict[str, Any]) -> list[int]:
     """Stop ids from generation_config.json and config.json; names of bos and eos are filled in when
     missing."""
-    model = {**_json(folder / "config.json"), **_json(folder / "generation_config.json")}
+    model = {
+        **sources.read_json(folder / "config.json"),
+        **sources.read_json(folder / "generation_config.json"),
+    }
     text_of = (
         {i: t for t, i in ((definition.get("model") or {}).get("vocab") or {}).items()}
         if isinstance((definition.get("model") or {}).get("vocab"), dict)
@@ -370,27 +263,5 @@ def _content(token: Any) -> str | None:
     return token if isinstance(token, str) and token else None
 
 
-def _json(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        return {}
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(found, dict):
-        raise UserError(f"{path} should hold a JSON object")
-    return found
-
-
 def _write_json(path: Path, value: dict[str, Any]) -> None:
     path.write_text(json.dumps(value, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-
-
-def _byte_table() -> dict[str, int]:
-    """GPT-2's printable stand-ins for the 256 bytes, backwards."""
-    shown = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    hidden = [b for b in range(256) if b not in shown]
-    return {chr(b): b for b in shown} | {chr(256 + n): b for n, b in enumerate(hidden)}
-
-
-_BYTE_OF = _byte_table()

@@ -1,0 +1,149 @@
+"""Finds the tokenizer in a folder, whatever its format, and reads it into one `tokenizer.json` definition.
+
+In this order: `tokenizer.json`; a SentencePiece `.model`; tiktoken ranks (`.tiktoken`, or a `.model` that is
+text); GPT-2's `vocab.json` with `merges.txt`; RWKV's `rwkv_vocab*.txt`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tokenizers import decoders, models, pre_tokenizers
+from tokenizers import Tokenizer as Backend
+
+from caravan.data.vocabulary import greedy, sentencepiece_model, tiktoken_ranks
+from caravan.data.vocabulary.definition import added_token
+from caravan.types import UserError
+
+END_OF_TEXT = "<|endoftext|>"
+USUAL = ("tokenizer.model", "spiece.model", "ice_text.model", "qwen.tiktoken")
+ADDED_BY_CODE: dict[str, tuple[str, ...]] = {
+    "ChatGLMTokenizer": (
+        "[MASK]", "[gMASK]", "[sMASK]", "sop", "eop",
+        "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>",
+    ),
+}  # fmt: skip
+"""Special tokens that a tokenizer class of a checkpoint appends behind its `.model`, by class name."""
+
+
+def read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(tokenizer.json, tokenizer_config.json) of a folder, or of one file. Raises UserError."""
+    folder = path if path.is_dir() else path.parent
+    config = {**read_json(folder / "special_tokens_map.json"), **read_json(folder / "tokenizer_config.json")}
+    file = find(path)
+    if file.suffix == ".json" and file.name != "vocab.json":
+        return read_json(file), config
+    if file.name == "vocab.json":
+        definition, defaults = _gpt2(folder)
+    elif file.suffix == ".txt":
+        definition, defaults = greedy.read(file)
+    else:
+        data = file.read_bytes()
+        if tiktoken_ranks.is_ranks(data):
+            definition, defaults = tiktoken_ranks.read(data, file, config)
+        else:
+            definition, defaults = _sentencepiece(data, file, config)
+    defaults["tokenizer_class"] = "PreTrainedTokenizerFast"  # the class it names reads the original files
+    config.pop("tokenizer_class", None)
+    config.pop("auto_map", None)
+    _add(definition, {**read_json(folder / "added_tokens.json"), **_decoder_of(config)})
+    return definition, {**defaults, **config}
+
+
+def find(path: Path) -> Path:
+    """The file that decides ids. Raises UserError."""
+    if path.is_file():
+        return path
+    if (path / "tokenizer.json").is_file():
+        return path / "tokenizer.json"
+    found = [path / name for name in USUAL if (path / name).is_file()][:1]
+    found = found or sorted([*path.glob("*.model"), *path.glob("*.tiktoken")])
+    if not found and (path / "vocab.json").is_file() and (path / "merges.txt").is_file():
+        return path / "vocab.json"
+    found = found or sorted(path.glob("rwkv_vocab*.txt"))
+    if len(found) > 1:
+        raise UserError(
+            f"several tokenizers in {path}: {', '.join(f.name for f in found)}",
+            "name the file, or keep one of them in the folder",
+        )
+    if not found:
+        raise UserError(
+            f"no tokenizer in {path}: tokenizer.json is missing",
+            "also read: a SentencePiece .model, tiktoken ranks, vocab.json with merges.txt, rwkv_vocab*.txt",
+        )
+    return found[0]
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object; empty if there is no such file. Raises UserError."""
+    if not path.exists():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path} should hold a JSON object")
+    return found
+
+
+def _sentencepiece(
+    data: bytes, file: Path, config: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    try:
+        definition, defaults = sentencepiece_model.definition(sentencepiece_model.read(data))
+    except UserError as error:
+        raise UserError(f"{file}: {error}", error.hint) from error
+    more = ADDED_BY_CODE.get(str(config.get("tokenizer_class")), ())
+    size = len(definition["model"]["vocab"])
+    if not _decoder_of(config):
+        _add(definition, {text: size + k for k, text in enumerate(more)})
+    return definition, defaults
+
+
+def _decoder_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """text -> (id, special) of `added_tokens_decoder`."""
+    entries = config.get("added_tokens_decoder") or {}
+    return {t["content"]: (int(i), bool(t.get("special", True))) for i, t in entries.items()}
+
+
+def _add(definition: dict[str, Any], tokens: Mapping[str, Any]) -> None:
+    """Put special tokens at the ids given, into the vocabulary too: the library would number them itself."""
+    there = {t["content"] for t in definition["added_tokens"]}
+    vocab = definition["model"]["vocab"]
+    for text, entry in tokens.items():
+        token, special = entry if isinstance(entry, tuple) else (entry, True)
+        if text in there:
+            continue
+        definition["added_tokens"].append(added_token(text, token, special))
+        if isinstance(vocab, dict):
+            if vocab.setdefault(text, token) != token:
+                raise UserError(f"the added token {text!r} has id {vocab[text]} and {token}")
+        elif token == len(vocab):
+            vocab.append([text, 0.0])
+    definition["added_tokens"].sort(key=lambda t: t["id"])
+
+
+def _gpt2(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """GPT-2's two files; the `#version` line of merges.txt is optional."""
+    lines = (folder / "merges.txt").read_text(encoding="utf-8").split("\n")
+    merges = [
+        (line.partition(" ")[0], line.partition(" ")[2])
+        for line in lines
+        if line and not line.startswith("#version")
+    ]
+    vocab = read_json(folder / "vocab.json")
+    try:
+        backend = Backend(models.BPE(vocab=vocab, merges=merges))
+    except Exception as error:  # the library raises bare Exception
+        raise UserError(f"vocab.json and merges.txt in {folder} do not fit: {error}") from error
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    definition = json.loads(backend.to_str())
+    if END_OF_TEXT not in vocab:
+        return definition, {}
+    _add(definition, {END_OF_TEXT: vocab[END_OF_TEXT]})
+    return definition, {"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT}
