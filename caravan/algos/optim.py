@@ -11,7 +11,7 @@ rate serves both.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -69,10 +69,11 @@ class Slot:
 def layout(
     shapes: Iterable[tuple[str, tuple[int, ...]]],
     name: str = "adamw",
-    not_muon: Sequence[str] = (),
+    maps: Collection[str] | None = None,
     fused_rows: Mapping[str, tuple[int, ...]] | None = None,
 ) -> list[Slot]:
-    """Place parameters in the flat buffer. Matrices named in `not_muon` (embeddings, heads) go to AdamW.
+    """Place parameters in the flat buffer. Muon updates the matrices, or stacks of them, named in `maps`
+    (None: every matrix); looked-up tables, heads, convolutions and decays are no maps and go to AdamW.
 
     The order depends on names and shapes alone, so a checkpoint of the buffers fits any later run of the same
     model.
@@ -82,7 +83,7 @@ def layout(
     for param, shape in shapes:
         if len(shape) < 2:
             by_kind["plain"].append((param, shape))
-        elif name == "muon" and len(shape) == 2 and param not in not_muon and min(shape) > 1:
+        elif name == "muon" and (len(shape) == 2 if maps is None else param in maps) and min(shape[-2:]) > 1:
             by_kind["muon"].append((param, shape))
         else:
             by_kind["decay"].append((param, shape))
@@ -91,7 +92,7 @@ def layout(
     for kind in _ORDER:
         for param, shape in by_kind[kind]:
             rows = fused_rows.get(param, ()) if kind == "muon" else ()
-            assert not rows or sum(rows) == shape[0], f"{param}: parts {rows} of {shape[0]} rows"
+            assert not rows or sum(rows) == shape[-2], f"{param}: parts {rows} of {shape[-2]} rows"
             slots.append(Slot(param, shape, start, kind, rows))
             start = slots[-1].stop
     return slots
@@ -222,7 +223,8 @@ def muon_(
 
 def _parts(slot: Slot, flat: Tensor) -> list[Tensor]:
     whole = slot.of(flat)
-    return list(whole.split(list(slot.rows))) if slot.rows else [whole]
+    maps = whole.unbind() if whole.dim() == 3 else (whole,)
+    return [part for one in maps for part in (one.split(list(slot.rows)) if slot.rows else (one,))]
 
 
 def orthogonalise(matrix_BRC: Tensor, steps: int = 5) -> Tensor:

@@ -47,9 +47,9 @@ def logprobs(
         hidden_ND.index_select(0, index_R),
         model.head_weight(),
         batch.targets_N.index_select(0, index_R),
-        temperature / model.spec.logit_scale,
+        temperature,
         entropy=entropy,  # type: ignore[call-overload]
-        bias_V=model.head_bias,
+        **model.head_terms,
     )
     return out if entropy else (out, None)
 

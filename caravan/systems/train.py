@@ -23,6 +23,7 @@ from caravan.algos.optim import OptimConfig, Optimiser, layout
 from caravan.kernels.attention import Segments
 from caravan.model.decoder import Decoder
 from caravan.model.ffn.glu import GLU
+from caravan.model.ffn.moe import Mixture, balance_loss
 from caravan.model.mixers.attn import Attention
 from caravan.systems import parallel
 from caravan.types import Batch, Loss
@@ -55,7 +56,7 @@ class Trainee:
         self.slots = layout(
             ((name, tuple(p.shape)) for name, p in wanted.items()),
             config.name,
-            _not_muon(model),
+            linear_maps(model),
             fused_rows(model),
         )
         device = next(iter(wanted.values())).device
@@ -179,20 +180,26 @@ def train_step(
 
 
 def lm_loss(model: Decoder, batch: Batch, normaliser: float, z_loss: float = 0.0) -> Loss:
-    """Next-token cross-entropy of a flat batch, documents apart; see `algos.lm.cross_entropy`."""
+    """Next-token cross-entropy of a flat batch, documents apart; see `algos.lm.cross_entropy`.
+
+    A mixture of experts adds its load-balancing loss, weighted as the tokens of this batch are in the step.
+    """
     batch = to_device(batch, model.embed.weight.device)
-    hidden_ND = model(batch.ids_N, batch.pos_N, Segments(batch.lengths, batch.ids_N.device))
-    if model.spec.logit_scale != 1.0:
-        hidden_ND = hidden_ND * model.spec.logit_scale
-    return cross_entropy(
+    attend = Segments(batch.lengths, batch.ids_N.device)
+    hidden_ND = model(batch.ids_N, batch.pos_N, attend)
+    one = cross_entropy(
         hidden_ND,
         model.head_weight(),
         batch.targets_N,
         batch.weight_N,
         normaliser,
         z_loss=z_loss,
-        bias_V=model.head_bias,
+        **model.head_terms,
     )
+    if not attend.routed:
+        return one
+    balance = balance_loss(attend.routed, model.spec) * (one.stats["tokens"] / normaliser)
+    return Loss(one.value + balance, {**one.stats, "balance": balance.detach()})
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
@@ -211,11 +218,16 @@ def fused_rows(model: nn.Module) -> dict[str, tuple[int, ...]]:
             rows[f"{name}.qkv.weight".lstrip(".")] = tuple(n * module.attn.head_dim for n in module.split)
         elif isinstance(module, GLU):
             rows[f"{name}.inp.weight".lstrip(".")] = (module.inp.out_features // 2,) * 2
+        elif isinstance(module, Mixture):
+            rows[f"{name}.xin".lstrip(".")] = (module.xin.shape[1] // 2,) * 2
     return rows
 
 
-def _not_muon(model: nn.Module) -> list[str]:
-    """Embeddings and heads: their rows are looked up, not multiplied as a map, so AdamW."""
-    tables = [f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Embedding)]
-    heads = [name for name, _ in model.named_parameters() if {"head", "score"} & set(name.split("."))]
-    return tables + heads
+def linear_maps(model: nn.Module) -> set[str]:
+    """Parameters that multiply activations as a map: weights of linear layers and stacked experts, but not
+    the output heads, whose rows are looked up like an embedding's."""
+    names = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    for name, module in model.named_modules():
+        if isinstance(module, Mixture):
+            names |= {f"{name}.xin", f"{name}.xout"}
+    return {name for name in names if not {"head", "score"} & set(name.split("."))}

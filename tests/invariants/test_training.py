@@ -2,9 +2,11 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 import training_toys
 
 from caravan.algos.optim import OptimConfig
@@ -12,7 +14,9 @@ from caravan.data.loader import example_batches
 from caravan.data.pack import lm_batch
 from caravan.data.render import Rendered
 from caravan.kernels.attention import Segments
+from caravan.model.decoder import Decoder
 from caravan.model.sizes import derive, fresh
+from caravan.model.spec import FFN, MoE
 from caravan.systems.train import Trainee, lm_loss, train_step
 
 VOCAB = 97
@@ -149,3 +153,35 @@ def test_a_stage_run_twice_gives_the_same_artefact_and_finite_curves(tmp_path):
         lines[0]["loss"] == pytest.approx(math.log(291), abs=0.3) and lines[-1]["loss"] < lines[0]["loss"] - 2
     )
     assert len([line for line in lines if "eval" in line]) == 4
+
+
+def test_loss_of_scaled_and_capped_logits_is_that_of_the_logits():
+    torch.manual_seed(0)
+    batch = lm_batch(examples())
+    spec = replace(model().spec, logit_scale=3.0, logit_softcap=2.0)
+    capped = Decoder(spec)
+    capped.load_state_dict(model().state_dict())
+    loss = lm_loss(capped, batch, float(batch.weight_N.sum()))
+    logits = capped.logits(capped(batch.ids_N, batch.pos_N, Segments(batch.lengths)))
+    want = F.cross_entropy(logits, batch.targets_N, reduction="none") @ batch.weight_N / batch.weight_N.sum()
+    torch.testing.assert_close(loss.value, want, rtol=1e-5, atol=0)
+
+
+def test_experts_add_their_balance_once_however_the_step_is_cut():
+    """Equal batches: the weighted mean of their balance losses is that of one of them."""
+    base = model().spec
+    moe = MoE(n_expert=4, top_k=2, d_ff=24, aux_coef=0.5)
+    layers = tuple(replace(x, ffn=FFN(kind="moe", d_ff=24, act="silu", moe=moe)) for x in base.layers)
+    mixed = fresh(replace(base, layers=layers), 0)
+    batch = lm_batch(examples())
+    whole = lm_loss(mixed, batch, float(batch.weight_N.sum()))
+    parts = [lm_loss(mixed, batch, 2 * float(batch.weight_N.sum())) for _ in range(2)]
+    balance = whole.stats["balance"]
+    assert balance > 0.5  # K = 2 choices at least, times the coefficient
+    nll = whole.stats["nll"] / whole.stats["tokens"]
+    torch.testing.assert_close(whole.value, nll + balance)
+    torch.testing.assert_close(sum(one.value for one in parts), whole.value)
+    trainee = Trainee(mixed, OptimConfig(name="muon"))
+    assert {s.name.rsplit(".", 1)[-1] for s in trainee.slots if s.kind == "muon"} >= {"xin", "xout"}
+    result = train_step(trainee, [batch], lambda b: lm_loss(mixed, b, float(b.weight_N.sum())), 1e-3)
+    assert result.applied and not trainee.unreached

@@ -7,7 +7,12 @@ import torch
 
 from caravan.algos.optim import OptimConfig, Optimiser, layout, orthogonalise
 
-SHAPES = [("embed.weight", (11, 6)), ("qkv.weight", (12, 6)), ("up.weight", (8, 6)), ("norm.weight", (6,))]
+SHAPES = [
+    ("embed.weight", (11, 6)), ("qkv.weight", (12, 6)), ("up.weight", (8, 6)), ("experts", (2, 8, 6)),
+    ("conv.weight", (6, 1, 3)), ("norm.weight", (6,)),
+]  # fmt: skip
+MAPS = {"qkv.weight", "up.weight", "experts"}
+ROWS = {"qkv.weight": (6, 3, 3), "experts": (4, 4)}
 
 
 def start(config, **options):
@@ -18,9 +23,10 @@ def start(config, **options):
 
 
 def test_layout_is_contiguous_and_sorted_by_kind():
-    slots = layout(SHAPES, "muon", ["embed.weight"], {"qkv.weight": (6, 3, 3)})
+    slots = layout(SHAPES, "muon", MAPS, ROWS)
     assert [(s.name, s.kind) for s in slots] == [
-        ("qkv.weight", "muon"), ("up.weight", "muon"), ("embed.weight", "decay"), ("norm.weight", "plain"),
+        ("qkv.weight", "muon"), ("up.weight", "muon"), ("experts", "muon"), ("embed.weight", "decay"),
+        ("conv.weight", "decay"), ("norm.weight", "plain"),
     ]  # fmt: skip
     assert [s.start for s in slots[1:]] == [s.stop for s in slots[:-1]]
     assert slots[0].rows == (6, 3, 3)
@@ -67,14 +73,15 @@ def slow_muon(weight, grads, rows, lr, mu, decay):
 
 def test_muon_is_the_slow_one():
     config = OptimConfig(name="muon", lr=0.02, weight_decay=0.1, momentum=0.5)
-    ours, weights, g = start(config, not_muon=["embed.weight"], fused_rows={"qkv.weight": (6, 3, 3)})
+    ours, weights, g = start(config, maps=MAPS, fused_rows=ROWS)
     before = {name: w.clone() for name, w in weights.items()}
     grads = [torch.randn(ours.master.shape, generator=g) for _ in range(4)]
     for grad in grads:
         ours.step(grad.clone(), 0.02)
-    for slot in ours.slots[:2]:
-        rows = list(slot.rows) or [slot.shape[0]]
-        want = slow_muon(before[slot.name], [slot.of(x) for x in grads], rows, 0.02, 0.5, 0.1)
+    for slot in ours.slots[:3]:
+        rows = (list(slot.rows) or [slot.shape[-2]]) * (slot.shape[0] if len(slot.shape) == 3 else 1)
+        flat = [x.reshape(-1, slot.shape[-1]) for x in (before[slot.name], *(slot.of(x) for x in grads))]
+        want = slow_muon(flat[0], flat[1:], rows, 0.02, 0.5, 0.1).view(slot.shape)
         torch.testing.assert_close(
             weights[slot.name], want, rtol=0, atol=2e-3
         )  # bf16 products in another order
