@@ -9,11 +9,18 @@ from torch import Tensor
 from caravan.kernels import grouped
 
 # expert sizes: even, uneven with an empty expert, all on one, none at the ends
-SIZES = {"even": (3, 3, 3, 3), "uneven": (1, 0, 5, 2), "one": (0, 0, 9, 0), "skewed": (1, 0, 0, 0, 30, 0, 0, 1)}
+SIZES = {
+    "even": (3, 3, 3, 3),
+    "uneven": (1, 0, 5, 2),
+    "one": (0, 0, 9, 0),
+    "skewed": (1, 0, 0, 0, 30, 0, 0, 1),
+}
 WIDTHS = {"aligned": (16, 24), "odd": (7, 5), "half_odd": (8, 10)}
 
 
-def operands(sizes: tuple[int, ...], width: tuple[int, int], dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+def operands(
+    sizes: tuple[int, ...], width: tuple[int, int], dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
     g = torch.Generator().manual_seed(3)
     make = lambda *shape: torch.randn(*shape, generator=g, dtype=torch.float64).to(dtype).requires_grad_()  # noqa: E731
     end = torch.tensor(sizes).cumsum(0).int()
@@ -66,7 +73,9 @@ def test_operators_are_what_they_say_to_the_compiler(width: str) -> None:
     checks = ("test_schema", "test_autograd_registration", "test_faketensor")
     torch.library.opcheck(torch.ops.caravan.grouped.default, (x, w, end, True), test_utils=checks)
     back = grouped.reference_grouped(x, w, end).detach()
-    torch.library.opcheck(torch.ops.caravan.grouped.default, (back, w.detach(), end, False), test_utils=checks)
+    torch.library.opcheck(
+        torch.ops.caravan.grouped.default, (back, w.detach(), end, False), test_utils=checks
+    )
     torch.library.opcheck(torch.ops.caravan.grouped_outer.default, (back, x.detach(), end), test_utils=checks)
 
 
@@ -130,5 +139,7 @@ def test_compiles_without_a_graph_break() -> None:
 
     got, want = torch.compile(whole, fullgraph=True)(x, w), whole(x, w)
     assert torch.allclose(got, want, atol=1e-5)
-    for a, b in zip(torch.autograd.grad(got.sum(), (x, w)), torch.autograd.grad(want.sum(), (x, w)), strict=True):
+    for a, b in zip(
+        torch.autograd.grad(got.sum(), (x, w)), torch.autograd.grad(want.sum(), (x, w)), strict=True
+    ):
         assert torch.allclose(a, b, atol=1e-4)

@@ -64,8 +64,8 @@ def oracle(model: Mixture, x_ND: Tensor) -> Tensor:
                   for e, s in enumerate(scores)]  # fmt: skip
         size = k.n_expert // k.n_group
         members = [range(g * size, (g + 1) * size) for g in range(k.n_group)]
-        rank = lambda g: sum(sorted(liking[e] for e in members[g])[-(1 if k.group_score == "max" else 2):])  # noqa: E731, B023
-        allowed = {e for g in sorted(range(k.n_group), key=rank)[-k.topk_group:] for e in members[g]}
+        rank = lambda g: sum(sorted(liking[e] for e in members[g])[-(1 if k.group_score == "max" else 2) :])  # noqa: E731, B023
+        allowed = {e for g in sorted(range(k.n_group), key=rank)[-k.topk_group :] for e in members[g]}
         chosen = sorted(allowed, key=lambda e: -liking[e])[: k.top_k]  # noqa: B023
         weights = {e: scores[e] for e in chosen}
         if k.renorm:
@@ -182,7 +182,9 @@ def test_balance_loss_by_hand() -> None:
     loss = balance_loss({0: (probability, chosen)}, spec_of(knobs))
     assert loss.item() == pytest.approx(0.5 * 2 * (1.0 * 0.625))
     loss.backward()
-    assert probability.grad is not None and torch.allclose(probability.grad, torch.tensor([[0.5, 0], [0.5, 0]]))
+    assert probability.grad is not None and torch.allclose(
+        probability.grad, torch.tensor([[0.5, 0], [0.5, 0]])
+    )
     even = balance_loss({0: (torch.full((4, 2), 0.5), torch.tensor([[0], [1], [0], [1]]))}, spec_of(knobs))
     assert even.item() == pytest.approx(0.5)
 

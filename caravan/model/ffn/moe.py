@@ -106,7 +106,7 @@ class Mixture(nn.Module):
         self.xout = nn.Parameter(torch.empty(moe.n_expert, d, moe.d_ff).normal_(std=moe.d_ff**-0.5))
         self.act = ACTIVATIONS[ffn.act]
         self.inner = swiglu if ffn.act == "silu" else self._inner
-        self.logits = self._wide_logits if moe.fp32_router else self.router
+        self.logits = self._wide_logits if moe.fp32_router else self._logits
         dense = FFN(kind="glu", d_ff=moe.shared_ff, act=ffn.act)
         self.shared = GLU(d, dense) if moe.shared_ff else None
         self.shared_gate = nn.Linear(d, 1, bias=False) if moe.shared_gate else None
@@ -121,6 +121,9 @@ class Mixture(nn.Module):
     def _inner(self, inner: Tensor) -> Tensor:
         gate, up = inner.chunk(2, -1)
         return self.act(gate) * up
+
+    def _logits(self, x_ND: Tensor) -> Tensor:
+        return self.router(x_ND)
 
     def _wide_logits(self, x_ND: Tensor) -> Tensor:
         wide = torch.promote_types(x_ND.dtype, torch.float32)
