@@ -100,7 +100,7 @@ def of(family: ModuleType) -> Table:
     return parse(family.RULES, getattr(family, "guards", None))
 
 
-# ----------------------------------------------------------------------------------------------------- parsing
+# ---------------------------------------------------------------------------------------------------- parsing
 
 
 @dataclass
@@ -237,7 +237,7 @@ def _rules(line: str, draft: _Draft) -> list[Rule]:
     return [Rule((s,), t, steps, guard) for s, t in zip(sources, targets, strict=True)]
 
 
-# ---------------------------------------------------------------------------------------------------- planning
+# --------------------------------------------------------------------------------------------------- planning
 
 
 def predicates(spec: Spec) -> set[str]:
@@ -320,6 +320,13 @@ def load(
             "config.json does not describe these weights: check model_type, layer count and bias flags",
         )
     return result, bare
+
+
+def beside(pattern: str, steps: list[Step], table: Table, keys: Collection[str]) -> set[str]:
+    """Keys matching `pattern` that no step reads: heads for other uses, kept and written back as they are."""
+    read = {name for step in steps for name in step.sources}
+    read |= {name.removeprefix(table.prefix) for name in read}
+    return {key for key in keys if pattern and key not in read and re.search(pattern, key)}
 
 
 def export(
