@@ -9,27 +9,25 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from caravan.model import families, rules
 from caravan.model.decoder import Decoder
-from caravan.model.heads import RewardModel, ScoreHead
+from caravan.model.heads import PooledHead, RewardModel, ScoreHead
 from caravan.model.spec import Spec
+from caravan.model.tensors import TensorFolder, write_json, write_tensors
 from caravan.types import UserError
 
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json", "vocab.json",
     "merges.txt", "added_tokens.json", "tokenizer.model",
 )  # fmt: skip
-SHARD_BYTES = 5_000_000_000
 DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 
 
@@ -57,78 +55,6 @@ def _family(config: Mapping[str, Any], folder: Path | str) -> Any:
     if not config.get("model_type"):
         raise UserError(f"{folder}/config.json has no 'model_type'", f"known: {', '.join(families.names())}")
     return families.find(config["model_type"])
-
-
-class TensorFolder(Mapping[str, Tensor]):
-    """All tensors of a folder's safetensors files, by name, read when asked for.
-
-    Raises UserError for a folder without safetensors, an index that points outside the folder or at a
-    missing file, and a file that is cut short.
-    """
-
-    def __init__(self, folder: Path | str) -> None:
-        self.folder = Path(folder)
-        self.where: dict[str, str] = {}
-        self._open: dict[str, Any] = {}
-        index, single = self.folder / "model.safetensors.index.json", self.folder / "model.safetensors"
-        if index.exists() and not single.exists():
-            self._read_index(index)
-            return
-        files = [single] if single.exists() else sorted(self.folder.glob("*.safetensors"))
-        if not files:
-            unsafe = sorted(p.name for p in self.folder.glob("*.bin")) + sorted(
-                p.name for p in self.folder.glob("*.pt")
-            )
-            raise UserError(
-                f"{self.folder} has no .safetensors file",
-                f"{unsafe[0]} is a pickle, which can run code: convert it to safetensors first"
-                if unsafe
-                else "expected model.safetensors",
-            )
-        for path in files:
-            for key in self._file(path.name).keys():  # noqa: SIM118 (not a mapping)
-                if key in self.where:
-                    raise UserError(
-                        f"{path} repeats tensor '{key}' of {self.where[key]}", "remove the stray file"
-                    )
-                self.where[key] = path.name
-
-    def _read_index(self, index: Path) -> None:
-        try:
-            self.where = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{index} is not a safetensors index: {error}") from None
-        for name in sorted(set(self.where.values())):
-            if Path(name).name != name or name in ("", ".", "..") or not name.endswith(".safetensors"):
-                raise UserError(f"{index} names '{name}', which is not a safetensors file of this folder")
-            present = set(self._file(name).keys())
-            missing = sorted(k for k, v in self.where.items() if v == name and k not in present)
-            if missing:
-                raise UserError(
-                    f"{self.folder / name} lacks tensor '{missing[0]}', which {index.name} promises"
-                )
-
-    def _file(self, name: str) -> Any:
-        if name not in self._open:
-            path = self.folder / name
-            try:
-                self._open[name] = safe_open(path, framework="pt", device="cpu")
-            except FileNotFoundError:
-                raise UserError(f"{path} is missing", "the download is incomplete") from None
-            except (SafetensorError, OSError) as error:
-                raise UserError(
-                    f"{path} cannot be read: {error}", "the file is cut short or damaged: fetch it again"
-                ) from None
-        return self._open[name]
-
-    def __getitem__(self, key: str) -> Tensor:
-        return self._file(self.where[key]).get_tensor(key)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.where)
-
-    def __len__(self) -> int:
-        return len(self.where)
 
 
 def read_tensors(folder: Path | str, config: Mapping[str, Any]) -> Mapping[str, Tensor]:
@@ -194,14 +120,18 @@ def _build(
     tensors: Mapping[str, Tensor],
     dtype: torch.dtype,
     device: torch.device | str,
+    head: PooledHead | None = None,
 ) -> Decoder:
-    family = str(config["model_type"])
+    """The model of a folder; a classifier's `head` is filled as well, in fp32."""
+    family = _family(config, folder)
     with torch.device("meta"):
-        model = Decoder(spec, family, dict(config))
-    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
-    table = rules.of(families.find(family))
+        model = getattr(family, "MODULE", Decoder)(spec, str(config["model_type"]), dict(config))
+    shapes = {name: tuple(p.shape) for part in (model, head) if part for name, p in part.named_parameters()}
+    table = rules.of(family)
     steps = rules.plan(table, spec, shapes)
-    loaded, model.bare = rules.load(table, steps, tensors.keys(), tensors.__getitem__, str(folder))
+    kept = rules.beside(getattr(family, "KEPT", ""), steps, table, tensors.keys())
+    loaded, model.bare = rules.load(table, steps, tensors.keys() - kept, tensors.__getitem__, str(folder))
+    model.kept = {key: tensors[key].clone() for key in sorted(kept)}
     for step in steps:
         if tuple(loaded[step.target].shape) != shapes[step.target]:
             raise UserError(
@@ -211,17 +141,23 @@ def _build(
             )
         # contiguous and owned: safetensors hands out views of a mapped file
         loaded[step.target] = loaded[step.target].to(device=device, dtype=dtype, copy=True).contiguous()
+    for name, p in head.named_parameters() if head is not None else ():
+        p.data.copy_(loaded.pop(name))
     model.load_state_dict(loaded, strict=True, assign=True)
     model.config.pop("quantization_config", None)
     return model.requires_grad_(True)
 
 
-def export_tensors(model: Decoder, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
-    """Weights of a model under the names and in the layout of its family's files, on the CPU."""
+def export_tensors(
+    model: Decoder, dtype: torch.dtype | None = None, head: PooledHead | None = None
+) -> dict[str, Tensor]:
+    """Weights of a model under the names and in the layout of its family's files, on the CPU; with the head
+    of a classifier, or else with what the file had besides."""
     table = rules.of(families.find(model.family))
-    own = {name: p.detach() for name, p in model.named_parameters()}
+    own = {name: p.detach() for part in (model, head) if part for name, p in part.named_parameters()}
     steps = rules.plan(table, model.spec, own)
-    exported = rules.export(table, steps, own, model.bare)
+    exported = rules.export(table, steps, own, model.bare and head is None)
+    exported |= model.kept if head is None else {}
     return {name: t.to("cpu", dtype or t.dtype).contiguous() for name, t in sorted(exported.items())}
 
 
@@ -297,34 +233,25 @@ def copy_tokenizer(source: Path | str | None, folder: Path | str) -> None:
             shutil.copyfile(path, Path(folder) / name)
 
 
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Sorted, indented JSON with a final newline: the same bytes for the same value."""
-    path.write_text(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def write_tensors(tensors: Mapping[str, Tensor], folder: Path, shard_bytes: int = SHARD_BYTES) -> None:
-    """model.safetensors, or numbered shards with an index when there are more than `shard_bytes`."""
-    shards: list[dict[str, Tensor]] = [{}]
-    size = total = 0
-    for name in sorted(tensors):
-        n = tensors[name].numel() * tensors[name].element_size()
-        if shards[-1] and size + n > shard_bytes:
-            shards.append({})
-            size = 0
-        shards[-1][name] = tensors[name]
-        size += n
-        total += n
-    if len(shards) == 1:
-        save_file(shards[0], folder / "model.safetensors", metadata={"format": "pt"})
-        return
-    where = {}
-    for i, shard in enumerate(shards, 1):
-        file = f"model-{i:05d}-of-{len(shards):05d}.safetensors"
-        save_file(shard, folder / file, metadata={"format": "pt"})
-        where.update(dict.fromkeys(shard, file))
-    write_json(
-        folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": where}
-    )
+def load_classifier(
+    folder: Path | str, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+) -> RewardModel:
+    """A sequence-classification folder of an encoder family, any number of labels; see RewardModel.labels."""
+    config = read_config(folder)
+    family = _family(config, folder)
+    if not hasattr(family, "POOL"):
+        raise UserError(f"{folder}: '{config['model_type']}' is no encoder", "it can be a reward model only")
+    spec = replace(family.spec(config), head=False)
+    tensors = read_tensors(folder, config)
+    key = _stored(rules.of(family), "score", tensors)
+    if key is None:
+        raise UserError(
+            f"{folder} has no classifier ('{rules.of(family).sources('score')[0]}.weight')",
+            "a reward model is wanted here: train one with `caravan reward`",
+        )
+    bias = float(config.get("reward_bias", 0.0))
+    head = PooledHead(spec.d, family.POOL, tensors[key].shape[0], bias)
+    return RewardModel(_build(folder, config, spec, tensors, dtype, device, head), head.to(device))
 
 
 def load_reward(
@@ -332,6 +259,13 @@ def load_reward(
 ) -> RewardModel:
     """A sequence-classification folder with one label -> RewardModel that subtracts `reward_bias`."""
     config = read_config(folder)
+    if hasattr(_family(config, folder), "POOL"):
+        model = load_classifier(folder, dtype, device)
+        if model.score.score.out_features != 1:
+            raise UserError(
+                f"{folder} tells {model.score.score.out_features} labels apart", "a reward has one label"
+            )
+        return model
     spec = replace(_family(config, folder).spec(config), head=False)
     tensors = dict(read_tensors(folder, config))
     if "score.weight" not in tensors:
@@ -348,23 +282,49 @@ def load_reward(
     return RewardModel(decoder, head.to(device))
 
 
+def fresh_head(model: Decoder, generator: torch.Generator) -> ScoreHead | PooledHead:
+    """A new scalar head of the family's kind. An encoder that brings a pooling matrix (BERT's) keeps it."""
+    family = families.find(model.family)
+    if not hasattr(family, "POOL"):
+        if hasattr(family, "MODULE"):
+            raise UserError(f"'{model.family}' cannot be a reward model", "nobody knows a classifier of it")
+        return ScoreHead(model.spec.d, generator=generator)
+    head = PooledHead(model.spec.d, family.POOL, generator=generator)
+    table = rules.of(family)
+    for step in rules.plan(
+        table, model.spec, [n for n, _ in head.named_parameters() if n.startswith("pool")]
+    ):
+        source = step.sources[0].removeprefix(table.prefix if model.bare else "")
+        if source in model.kept:
+            head.get_parameter(step.target).data.copy_(model.kept[source])
+    return head
+
+
 def save_reward(
     model: RewardModel,
     folder: Path | str,
     tokenizer: Path | str | None = None,
     dtype: torch.dtype = torch.bfloat16,
 ) -> None:
-    """Write a reward model as `...ForSequenceClassification` with one label.
+    """Write a reward model as `...ForSequenceClassification` with one label, a classifier with all of its.
 
     The reward is the score minus `reward_bias` of config.json; other readers see the raw score.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    config = export_config(model.decoder, dtype, families.find(model.decoder.family).CLASSIFIER)
-    config |= {"num_labels": 1, "id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
-    config |= {"reward_bias": float(model.score.bias), **_special_ids(tokenizer)}
-    tensors = {k: t for k, t in export_tensors(model.decoder, dtype).items() if not k.startswith("lm_head.")}
-    tensors["score.weight"] = model.score.weight.detach().to("cpu", dtype).contiguous()
+    decoder, head = model.decoder, model.score
+    config = export_config(decoder, dtype, families.find(decoder.family).CLASSIFIER)
+    count = head.score.out_features if isinstance(head, PooledHead) else 1
+    names = [f"LABEL_{i}" for i in range(count)]
+    if count == 1 or len(config.get("id2label") or {}) != count:
+        config |= {"id2label": {str(i): n for i, n in enumerate(names)}}
+        config |= {"label2id": {n: i for i, n in enumerate(names)}}
+    config |= {"num_labels": count, "reward_bias": float(head.bias), **_special_ids(tokenizer)}
+    if isinstance(head, PooledHead):
+        tensors = export_tensors(decoder, dtype, head)
+    else:
+        tensors = {k: t for k, t in export_tensors(decoder, dtype).items() if not k.startswith("lm_head.")}
+        tensors["score.weight"] = head.weight.detach().to("cpu", dtype).contiguous()
     write_tensors(tensors, folder)
     write_json(folder / "config.json", config)
     copy_tokenizer(tokenizer, folder)

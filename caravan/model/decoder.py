@@ -139,6 +139,7 @@ class Decoder(nn.Module):
         family: name of the file in families/ whose layout it is saved in.
         config: the config.json it was loaded from ({} for a fresh model); unknown keys survive a save.
         bare: the file it came from lacked the family's optional prefix, and is written so again.
+        kept: tensors of its file that it has no use for (heads for other tasks), written back as they are.
         checkpoint_every: 0 keeps all activations; k recomputes groups of k blocks in the backward pass.
     """
 
@@ -146,6 +147,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.spec, self.family, self.config = spec, family, dict(config or {})
         self.bare = False
+        self.kept: dict[str, Tensor] = {}
         self.checkpoint_every = 0
         self.ropes: list[Rope] = list(dict.fromkeys(a.rope for a in spec.attns if a.rope))
         self._inverse: dict[torch.device, list[tuple[Tensor, float]]] = {}

@@ -3,10 +3,11 @@
     loss = -mean over prompts of the mean over ordered pairs of log sigmoid(s_better - s_worse)
 
 (Bradley-Terry; Ouyang et al. 2022, arXiv 2203.02155, eq. 1.) The trunk is the SFT model; the head starts with
-std 1/sqrt(d+1) and reads the end-of-turn token. All candidates of a prompt go through one packed forward and
-stay in one batch element: shuffled apart they would be overfitted. Afterwards a constant is subtracted so
-that reference demonstrations score 0 on average: the no-end-of-turn rule of PPO and the critic both rely on a
-centred scale.
+std 1/sqrt(d+1) and reads the end-of-turn token. An encoder (BERT, DeBERTa, ...) may be the trunk, too: it is
+read at the token its family pools, the first as a rule. All candidates of a prompt go through one packed
+forward and stay in one batch element: shuffled apart they would be overfitted. Afterwards a constant is
+subtracted so that reference demonstrations score 0 on average: the no-end-of-turn rule of PPO and the critic
+both rely on a centred scale.
 """
 
 from __future__ import annotations
@@ -30,9 +31,9 @@ from caravan.data.render import Rendered, render_pair
 from caravan.data.tokenizer import Tokenizer
 from caravan.engine import score
 from caravan.evals.stats import bootstrap
-from caravan.model.checkpoint import check_vocab, load_model, save_reward
+from caravan.model.checkpoint import check_vocab, fresh_head, load_model, save_reward
 from caravan.model.decoder import Decoder
-from caravan.model.heads import RewardModel, ScoreHead
+from caravan.model.heads import RewardModel
 from caravan.model.sizes import suggested_lr
 from caravan.stage import Runtime
 from caravan.store import Artefact
@@ -157,9 +158,11 @@ def run(cfg: Config, inputs: Mapping[str, Artefact], out: Path, rt: Runtime) -> 
 
 
 def fresh(decoder: Decoder, seed: int) -> RewardModel:
-    """The decoder without its vocabulary head, and a new scalar head of std 1/sqrt(d+1)."""
-    decoder.spec, decoder.head = replace(decoder.spec, head=False), None
-    head = ScoreHead(decoder.spec.d, generator=torch.Generator().manual_seed(seed))
+    """The decoder (or encoder) without its vocabulary head, and a new scalar head of std 1/sqrt(d+1)."""
+    head = fresh_head(decoder, torch.Generator().manual_seed(seed))
+    decoder.spec = replace(decoder.spec, head=False)
+    for part in getattr(decoder, "HEADS", ("head",)):
+        setattr(decoder, part, None)
     return RewardModel(decoder, head.to(decoder.embed.weight.device))
 
 
@@ -168,7 +171,7 @@ def ranking_loss(
 ) -> Loss:
     """Loss of a batch of whole groups; `ranks[i]` belongs to group i of the data set, `normaliser` is
     prompts."""
-    there = to_device(batch, model.score.weight.device)
+    there = to_device(batch, model.score.bias.device)
     return score_loss(score.rewards(model, there), [ranks[i] for i in batch.index], normaliser, cfg)
 
 
@@ -190,7 +193,8 @@ def score_loss(score_S: Tensor, ranks: Sequence[Sequence[int]], normaliser: floa
 def as_saved(model: RewardModel, dtype: torch.dtype) -> None:
     """Give the head the very weights that will lie in the file, so that bias and facts belong to them."""
     model.requires_grad_(False).eval()
-    model.score.weight.data = model.score.weight.data.to(dtype).float()
+    for p in model.score.parameters():
+        p.data = p.data.to(dtype).float()
 
 
 def demonstrations(
@@ -223,7 +227,7 @@ def scores_of(
 ) -> list[list[float]]:
     """Reward of every candidate, group by group."""
     found: list[list[float]] = [[] for _ in groups]
-    device = model.score.weight.device
+    device = model.score.bias.device
     with score.asked(model):
         for batch in group_batches(groups, micro_tokens):
             score_S = iter(score.rewards(model, to_device(batch, device)).tolist())  # type: ignore[arg-type]
