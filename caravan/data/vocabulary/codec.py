@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -15,6 +16,10 @@ import tokenizers
 from caravan.data.vocabulary import greedy
 from caravan.data.vocabulary.normaliser import Normaliser
 from caravan.types import UserError
+
+
+_BYTE_PIECE = re.compile("(?<=<)(?=0x[0-9A-F]{2}>)")
+"""Inside the text of a byte piece, which a unigram model would match where somebody typed it."""
 
 
 class Codec(Protocol):
@@ -83,18 +88,26 @@ class SentencePieceLike:
             squeeze=any(s.get("pattern", {}).get("Regex") == " {2,}" for s in steps),
             keep=[t["content"] for t in added if not t["special"] and t["content"] not in special],
         )
+        model = definition["model"]
+        self._spelt = model["type"] == "Unigram" and model["byte_fallback"]
         self._pieces = backend({**_unreachable(definition), "normalizer": None}, special)
 
     def vocabulary(self) -> dict[str, int]:
         return self._whole.get_vocab(with_added_tokens=True)
 
     def encode(self, text: str, begins: bool = True) -> list[int]:
-        ids: list[int] = self._pieces.encode(self._normalise(text, begins), add_special_tokens=False).ids
+        plain = self._normalise(text, begins)
+        ids: list[int] = []
+        for part in _BYTE_PIECE.split(plain) if self._spelt and "<0x" in plain else (plain,):
+            ids += self._pieces.encode(part, add_special_tokens=False).ids
         return ids
 
     def encode_many(self, texts: Sequence[str]) -> list[list[int]]:
         plain = [self._normalise(t) for t in texts]
-        return [e.ids for e in self._pieces.encode_batch_fast(plain, add_special_tokens=False)]
+        rows = [e.ids for e in self._pieces.encode_batch_fast(plain, add_special_tokens=False)]
+        if not self._spelt:
+            return rows
+        return [self.encode(t) if "<0x" in t else ids for t, ids in zip(texts, rows, strict=True)]
 
     def decode(self, ids: Sequence[int], skip_special: bool) -> str:
         return str(self._whole.decode(list(ids), skip_special_tokens=skip_special))

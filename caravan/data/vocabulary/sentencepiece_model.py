@@ -125,7 +125,7 @@ def _normalizers(model: Model) -> dict[str, Any] | None:
         charsmap = base64.b64encode(model.charsmap).decode()
         steps.append({"type": "Precompiled", "precompiled_charsmap": charsmap})
     if model.squeeze:
-        steps.append({"type": "Replace", "pattern": {"Regex": f"^ +|[ {SPACE}]+$"}, "content": ""})
+        steps.append({"type": "Replace", "pattern": {"Regex": rf"\A +|[ {SPACE}]+\z"}, "content": ""})
         steps.append({"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "})
     if model.dummy_prefix:
         steps.append({"type": "Prepend", "prepend": SPACE})

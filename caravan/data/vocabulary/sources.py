@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tokenizers import decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as Backend
+from tokenizers import decoders, models, pre_tokenizers
 
 from caravan.data.vocabulary import greedy, sentencepiece_model, tiktoken_ranks
 from caravan.data.vocabulary.definition import added_token

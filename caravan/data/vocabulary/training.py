@@ -5,11 +5,11 @@ split cuts; merge the most frequent adjacent pair; repeat. Of equally frequent p
 left id goes first, then the smaller right id. Ids: special tokens, the 256 bytes by the code point of their
 stand-in, then one per merge.
 
-**SentencePiece** (Kudo & Richardson 2018, arXiv 1808.06226; unigram: Kudo 2018, arXiv 1804.10959) is trained by
-the `sentencepiece` library itself, the extra of that name, rather than by the look-alikes of the `tokenizers`
-library: its models are what everybody's readers (llama.cpp, transformers, TPU stacks) are tested with, and the
-`.model` file it writes goes into the artefact beside `tokenizer.json`. No normalisation, byte fallback, digits
-one by one, spaces kept: `decode(encode(x)) == x` as for bytes, but for U+2581 itself, which stands for a space.
+**SentencePiece** (Kudo & Richardson 2018, arXiv 1808.06226; unigram: Kudo 2018, arXiv 1804.10959) is trained
+by the `sentencepiece` library itself, the extra of that name, rather than by the look-alikes of the
+`tokenizers` library: its models are what everybody's readers are tested with, and the `.model` file it writes
+goes into the artefact beside `tokenizer.json`. No normalisation, byte fallback, digits one by one, spaces
+kept: `decode(encode(x)) == x` as for bytes, but for U+2581 itself, which stands for a space.
 """
 
 from __future__ import annotations
