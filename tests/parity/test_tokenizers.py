@@ -1,4 +1,4 @@
-"""Foreign vocabularies give the ids of their reference implementation, and transformers opens what we save."""
+"""Foreign vocabularies give the ids of their reference, and transformers opens what we save."""
 
 import io
 import json
@@ -8,16 +8,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from caravan.data.tokenizer import Tokenizer, train
-from caravan.data.vocabulary import merges, tiktoken_ranks, training
+from caravan.data.tokenizer import Tokenizer
+from caravan.data.vocabulary import merges, tiktoken_ranks
 from caravan.data.vocabulary.splits import SPLITS
 from caravan.types import UserError
 
 UGLY = [
-    "", " ", "  ", "\n", "\r\n\t", " a  b ", "trailing   ", "\n\n\n x", "🙂", "👩‍👩‍👧‍👦🏳️‍🌈", "👍🏽", "你好，世界！", "人工智能", "한국어 ᄒ",
-    "\x00\x01\x7f\x85", "\u200b\u00ad\ufeff", "123456789012345678901234567890", "3.14159e-10", "½①ﬁＡｱﾞ℡", "e\u0301\u0300Å",
-    "½\u0300①\u0301", "▁", "a▁b▁", "<s>", "</s>", "<unk>", "<0x41>", "<|endoftext|>", "<|im_start|>user\n", "it's WE'LL 'ſ",
-    "aaaaaaaaaaaaa", "the the", "def f(x):\n\treturn x", "नमस्ते", "שלום", "مرحبا", "\U000e0041", "\U0010fffd", "ǅ ʰ",
+    "", " ", "  ", "\n", "\r\n\t", " a  b ", "trailing   ", "\n\n\n x",
+    "🙂", "👩‍👩‍👧‍👦🏳️‍🌈", "👍🏽", "你好，世界！", "人工智能", "한국어 ᄒ", "नमस्ते", "שלום", "مرحبا",
+    "\x00\x01\x7f\x85", "\u200b\u00ad\ufeff", "\U000e0041", "\U0010fffd",
+    "123456789012345678901234567890", "3.14159e-10",
+    "½①ﬁＡｱﾞ℡", "e\u0301\u0300Å", "½\u0300①\u0301", "ǅ ʰ", "▁", "a▁b▁",
+    "<s>", "</s>", "<unk>", "<0x41>", "<|endoftext|>", "<|im_start|>user\n",
+    "it's WE'LL 'ſ", "aaaaaaaaaaaaa", "the the", "def f(x):\n\treturn x",
 ]  # fmt: skip
 ugly = st.one_of(
     st.text(max_size=20),
@@ -38,14 +41,14 @@ def _same(ours: Tokenizer, reference, texts) -> None:
 # -- SentencePiece -------------------------------------------------------------------------------------------
 
 VARIANTS = {
-    "llama": dict(model_type="bpe", byte_fallback=True, split_digits=True, remove_extra_whitespaces=False,
-                  normalization_rule_name="identity", allow_whitespace_only_pieces=True),
-    "bpe": dict(model_type="bpe", user_defined_symbols=["<sep>", "aab"]),
-    "unigram_bytes": dict(model_type="unigram", byte_fallback=True, control_symbols=["<x>"]),
-    "unigram": dict(model_type="unigram", add_dummy_prefix=False, split_by_whitespace=False,
-                    normalization_rule_name="nfkc_cf", user_defined_symbols=["<sep>"]),
-    "no_prefix": dict(model_type="bpe", byte_fallback=True, add_dummy_prefix=False,
-                      normalization_rule_name="nmt_nfkc_cf"),
+    "llama": {"model_type": "bpe", "byte_fallback": True, "split_digits": True, "remove_extra_whitespaces": False,
+                  "normalization_rule_name": "identity", "allow_whitespace_only_pieces": True},
+    "bpe": {"model_type": "bpe", "user_defined_symbols": ["<sep>", "aab"]},
+    "unigram_bytes": {"model_type": "unigram", "byte_fallback": True, "control_symbols": ["<x>"]},
+    "unigram": {"model_type": "unigram", "add_dummy_prefix": False, "split_by_whitespace": False,
+                    "normalization_rule_name": "nfkc_cf", "user_defined_symbols": ["<sep>"]},
+    "no_prefix": {"model_type": "bpe", "byte_fallback": True, "add_dummy_prefix": False,
+                      "normalization_rule_name": "nmt_nfkc_cf"},
 }  # fmt: skip
 
 
@@ -116,7 +119,7 @@ def test_what_sentencepiece_cannot_be_read_is_said(tmp_path) -> None:
         (tmp_path / "tokenizer.model").write_bytes(broken)
         with pytest.raises(UserError, match="SentencePiece"):
             Tokenizer.load(tmp_path)
-    for settings_ in (dict(model_type="char"), dict(model_type="bpe", treat_whitespace_as_suffix=True)):
+    for settings_ in ({"model_type": "char"}, {"model_type": "bpe", "treat_whitespace_as_suffix": True}):
         (tmp_path / "tokenizer.model").write_bytes(sentencepiece_model(**settings_))
         with pytest.raises(UserError, match="not supported"):
             Tokenizer.load(tmp_path)

@@ -17,7 +17,6 @@ from caravan.data.vocabulary import greedy
 from caravan.data.vocabulary.normaliser import Normaliser
 from caravan.types import UserError
 
-
 _BYTE_PIECE = re.compile("(?<=<)(?=0x[0-9A-F]{2}>)")
 """Inside the text of a byte piece, which a unigram model would match where somebody typed it."""
 
