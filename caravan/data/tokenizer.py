@@ -169,6 +169,11 @@ class Tokenizer:
         return table
 
     @property
+    def kind(self) -> str:
+        """BPE, Unigram or WordPiece: the algorithm."""
+        return str(self._definition["model"].get("type", "BPE"))
+
+    @property
     def split_name(self) -> str | None:
         """llama.cpp's name of the split, which a GGUF file must give; None if it has none."""
         return name_of(self._definition)

