@@ -197,7 +197,8 @@ def test_both_spellings_of_config_give_one_spec(made: Made, tmp_path: Path) -> N
 def test_weights_are_counted(made: Made) -> None:
     if made.hf is None or not isinstance(made.model, Decoder):
         pytest.skip("no class to count with")
-    assert made.model.spec.parameters == made.hf.num_parameters()
+    beside = sum(tensor.numel() for tensor in made.model.kept.values())
+    assert made.model.spec.parameters + beside == made.hf.num_parameters()
 
 
 def test_packed_segments_are_single_texts(made: Made) -> None:
@@ -263,7 +264,8 @@ def test_gradients_are_the_references(made: Made) -> None:
     compared = 0
     for key, p in made.hf.named_parameters():
         if key in mine:  # fused experts have other names in memory than on disk
-            assert error(mine[key], p.grad) < 1e-4, key
+            # a bias on the keys shifts all scores of a query alike: its gradient is rounding around zero
+            assert float((mine[key] - p.grad).abs().max()) < 1e-4 * float(p.grad.std()) + 1e-7, key
             compared += 1
     assert compared >= len(mine) // 2
     made.hf.zero_grad()
