@@ -1,21 +1,18 @@
-"""Causal attention inside each segment of a flat batch: the `attend` that training passes to the decoder.
+"""Attention inside each segment of a flat batch: the `attend` that training passes to the decoder.
 
-N flat tokens, B rows of one bucket, T time within a row, H query heads, K key/value heads, E head width,
-R = H * B independent causal problems.
+N flat tokens, B rows of one bucket, T time within a row, H query heads, K key/value heads, E width of a query
+or key head, V width of a value head.
 
 Segments of like length are laid side by side in a bucket, padded on the right to its longest: right padding
 is invisible to causal queries, and what the padded queries compute is thrown away. When all segments are
-equally long (packed pre-training rows) nothing is gathered.
-
-In bf16 on a CPU torch's fused attention is slow (its backward above all), so the rows go through tiles of
-queries against the keys they may see: batched matrix products, which run near the speed of the machine, and
-a softmax. Tiles above the diagonal are never computed. Elsewhere torch's own fused attention is used.
+equally long (packed pre-training rows) nothing is gathered. Rows then go through torch's fused attention, or
+through tiles (kernels/tiles.py) where that is slow (bf16 on a CPU) or does not know what is asked: windows,
+ALiBi, capped scores, prefixes.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -24,46 +21,74 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from caravan.kernels.tiles import Shape, Tiled
+
 PAD_LIMIT = 1.25
 """A bucket may hold this many times its real tokens; beyond it, another bucket is cheaper."""
-TILE = 128
-"""Queries per tile."""
-TILE_CELLS = 1 << 20
-"""Scores per tile over all rows: 2 MB in bf16, so that a tile is still in the cache when it is read again."""
-KEEP_LENGTH = 1024
-"""Probabilities of rows up to this length are kept for the backward pass; those of longer rows are
-recomputed."""
-
-
-def reference_attention(
-    lengths: Sequence[int], q_NHE: Tensor, k_NKE: Tensor, v_NKE: Tensor, scale: float
-) -> Tensor:
-    """The definition: one segment, one head at a time, scores and softmax in fp32 or wider."""
-    group = q_NHE.shape[1] // k_NKE.shape[1]
-    wide = torch.promote_types(q_NHE.dtype, torch.float32)
-    rows, start = [], 0
-    for length in lengths:
-        part = slice(start, start + length)
-        start += length
-        heads = []
-        for h in range(q_NHE.shape[1]):
-            q, k, v = (
-                q_NHE[part, h].to(wide),
-                k_NKE[part, h // group].to(wide),
-                v_NKE[part, h // group].to(wide),
-            )
-            scores = q @ k.T * scale
-            hidden = torch.ones(length, length, dtype=torch.bool, device=q.device).triu(1)
-            heads.append(scores.masked_fill(hidden, float("-inf")).softmax(-1) @ v)
-        rows.append(torch.stack(heads, 1))
-    return torch.cat(rows).to(q_NHE.dtype)
 
 
 class Scoring(Protocol):
-    """What attention must know of a layer's knobs (model.spec.Attn has more)."""
+    """What attention must know of a layer's knobs (model.spec.Attn, which explains them, has more)."""
 
     @property
     def scale(self) -> float: ...
+    @property
+    def causal(self) -> bool: ...
+    @property
+    def window(self) -> int | None: ...
+    @property
+    def softcap(self) -> float | None: ...
+    @property
+    def alibi(self) -> bool: ...
+    @property
+    def alibi_scale(self) -> float: ...
+    @property
+    def alibi_max(self) -> float: ...
+
+
+def alibi_slopes(heads: int, largest: float = 8.0) -> Tensor:
+    """[H] fp32 slopes 2^(-largest i / m), i = 1 .. m, for m heads, a power of two. Other numbers of heads
+    take every second slope of the next power of two first, then those in between (Press et al. 2021,
+    arXiv:2108.12409)."""
+    m = 1 << (heads - 1).bit_length()
+    slopes = torch.exp2(-largest * torch.arange(1, m + 1, dtype=torch.float32) / m)
+    return slopes if m == heads else torch.cat([slopes[1::2], slopes[0::2]])[:heads]
+
+
+def reference_attention(
+    lengths: Sequence[int],
+    q_NHE: Tensor,
+    k_NKE: Tensor,
+    v_NKV: Tensor,
+    attn: Scoring,
+    prefix: Sequence[int] | None = None,
+) -> Tensor:
+    """The definition: one segment, one head at a time, scores and softmax in fp32 or wider."""
+    H = q_NHE.shape[1]
+    group = H // k_NKE.shape[1]
+    wide = torch.promote_types(q_NHE.dtype, torch.float32)
+    slopes = alibi_slopes(H, attn.alibi_max).to(wide) * attn.alibi_scale
+    segments, start = [], 0
+    for s, length in enumerate(lengths):
+        part = slice(start, start + length)
+        start += length
+        i, j = torch.arange(length)[:, None], torch.arange(length)[None]
+        hidden = (j > i) if attn.causal else torch.zeros(length, length, dtype=torch.bool)
+        if attn.window is not None:
+            hidden = hidden | (i - j >= attn.window)
+        if prefix is not None:
+            hidden = hidden & ~((i < prefix[s]) & (j < prefix[s]))
+        heads = []
+        for h in range(H):
+            q, k, v = (x[part, y].to(wide) for x, y in ((q_NHE, h), (k_NKE, h // group), (v_NKV, h // group)))
+            scores = q @ k.T * attn.scale
+            if attn.softcap is not None:
+                scores = attn.softcap * torch.tanh(scores / attn.softcap)
+            if attn.alibi:
+                scores = scores + slopes[h] * (j - i)
+            heads.append(scores.masked_fill(hidden, float("-inf")).softmax(-1) @ v)
+        segments.append(torch.stack(heads, 1))
+    return torch.cat(segments).to(q_NHE.dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,134 +195,45 @@ class Segments:
     def keep(self, index: int, state: dict[str, Tensor]) -> None:
         """In training nothing comes after the last token."""
 
-    def __call__(self, index: int, q_NHE: Tensor, k_NKE: Tensor, v_NKE: Tensor, attn: Scoring) -> Tensor:
-        """[N, H, E] queries against [N, K, E] keys and values -> [N, H, E]. The layer index is not needed
-        here."""
-        scale = attn.scale
+    def __call__(self, index: int, q_NHE: Tensor, k_NKE: Tensor, v_NKV: Tensor, attn: Scoring) -> Tensor:
+        """[N, H, E] queries against keys [N, K, E] and values [N, K, V] -> [N, H, V]. The layer's number is
+        not needed here."""
         assert q_NHE.shape[0] == self.tokens, (q_NHE.shape, self.tokens)
-        tiled = q_NHE.dtype == torch.bfloat16 and q_NHE.device.type == "cpu"
         if self._cells is None:
-            return _attend_rows(self.buckets[0], q_NHE, k_NKE, v_NKE, scale, tiled)
+            return self._rows(self.buckets[0], q_NHE, k_NKE, v_NKV, attn)
         cells = [bucket.rows * bucket.width for bucket in self.buckets]
-        qkv = [_Spread.apply(x, *self._cells).split(cells) for x in (q_NHE, k_NKE, v_NKE)]
+        qkv = [_Spread.apply(x, *self._cells).split(cells) for x in (q_NHE, k_NKE, v_NKV)]
         parts = [
-            _attend_rows(bucket, q, k, v, scale, tiled)
-            for bucket, q, k, v in zip(self.buckets, *qkv, strict=True)
+            self._rows(bucket, q, k, v, attn) for bucket, q, k, v in zip(self.buckets, *qkv, strict=True)
         ]
         return _Collect.apply(torch.cat(parts), self._cells[1])
 
+    def _rows(self, bucket: Bucket, q: Tensor, k: Tensor, v: Tensor, attn: Scoring) -> Tensor:
+        """[B*T, H, E] -> [B*T, H, V]: attention within each row of a bucket."""
+        if is_plain(attn, bucket.width) and self.prefix is None:
+            if q.dtype == torch.bfloat16 and q.device.type == "cpu":
+                return Tiled.apply(q, k, v, bucket.rows, attn.scale, None)
+            q, k, v = (x.view(bucket.rows, bucket.width, *x.shape[1:]).transpose(1, 2) for x in (q, k, v))
+            grouped = q.shape[1] != k.shape[1]
+            o = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=attn.scale, enable_gqa=grouped)
+            return o.transpose(1, 2).flatten(0, 1)
+        shape = self._shape(bucket, attn, q.shape[1], q.device)
+        return Tiled.apply(q, k, v, bucket.rows, attn.scale, shape)
 
-def _attend_rows(bucket: Bucket, q: Tensor, k: Tensor, v: Tensor, scale: float, tiled: bool) -> Tensor:
-    """[B*T, H, E] -> [B*T, H, E]: causal attention within each row of a bucket."""
-    if tiled:
-        return Tiled.apply(q, k, v, bucket.rows, scale)
-    q, k, v = (x.view(bucket.rows, bucket.width, *x.shape[1:]).transpose(1, 2) for x in (q, k, v))
-    o = F.scaled_dot_product_attention(
-        q, k, v, is_causal=True, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
-    )
-    return o.transpose(1, 2).flatten(0, 1)
-
-
-def _heads_first(x: Tensor, rows: int, repeat: int = 1) -> Tensor:
-    """[B*T, K, E] -> [K*repeat*B, T, E] contiguous; every key/value head is repeated for its query heads."""
-    x = x.view(rows, -1, *x.shape[1:]).permute(2, 0, 1, 3)
-    if repeat > 1:
-        x = x.unsqueeze(1).expand(-1, repeat, -1, -1, -1)
-    return x.reshape(-1, *x.shape[-2:])
-
-
-def _tokens_first(x: Tensor, rows: int) -> Tensor:
-    """[H*B, T, E] -> [B*T, H, E]: the inverse."""
-    return x.view(-1, rows, *x.shape[1:]).permute(1, 2, 0, 3).reshape(-1, x.shape[0] // rows, x.shape[-1])
-
-
-def _tiles(rows: int, width: int) -> Iterator[tuple[slice, int, int]]:
-    """(rows, first query, end) of every tile; queries [first, end) see keys [0, end)."""
-    at_once = max(1, TILE_CELLS // (min(TILE, width) * width))
-    for r in range(0, rows, at_once):
-        for first in range(0, width, TILE):
-            yield slice(r, min(r + at_once, rows)), first, min(first + TILE, width)
+    def _shape(self, bucket: Bucket, attn: Scoring, heads: int, device: torch.device) -> Shape:
+        slopes = lengths = prefix = None
+        if attn.alibi:
+            slopes = alibi_slopes(heads, attn.alibi_max).to(device) * attn.alibi_scale
+            slopes = slopes.repeat_interleave(bucket.rows)
+        if not attn.causal:
+            lengths = torch.tensor([self.lengths[s] for s in bucket.segments] * heads, device=device)
+        if self.prefix is not None:
+            prefix = torch.tensor([self.prefix[s] for s in bucket.segments] * heads, device=device)
+        reach = max((self.prefix[s] for s in bucket.segments), default=0) if self.prefix else 0
+        return Shape(attn.causal, attn.window, attn.softcap, slopes, lengths, prefix, reach)
 
 
-def _probabilities(
-    q: Tensor, k: Tensor, scale: float, hidden: Tensor, tile: tuple[slice, int, int]
-) -> Tensor:
-    r, first, end = tile
-    scores = torch.empty(q[r].shape[0], end - first, end, dtype=q.dtype)
-    torch.baddbmm(scores, q[r, first:end], k[r, :end].transpose(1, 2), beta=0, alpha=scale, out=scores)
-    scores[:, :, first:end] += hidden[: end - first, : end - first]
-    return scores.softmax(-1)
-
-
-def reference_softmax_gradient(p: Tensor, dp: Tensor) -> Tensor:
-    """Gradient of the scores from probabilities and their gradient: p (dp - sum(p dp))."""
-    ds = p * dp
-    return ds.sub_(p * ds.sum(-1, keepdim=True))
-
-
-@functools.cache
-def _native_softmax_gradient() -> bool:
-    """Whether torch's own operator, which is not public, is there and says the same."""
-    p = torch.linspace(-1, 1, 12, dtype=torch.bfloat16).view(3, 4).softmax(-1)
-    dp = torch.linspace(1, -2, 12, dtype=torch.bfloat16).view(3, 4)
-    try:
-        got = torch._softmax_backward_data(dp, p, -1, p.dtype)
-    except (AttributeError, TypeError, RuntimeError):
-        return False
-    return torch.allclose(got.float(), reference_softmax_gradient(p.float(), dp.float()), atol=0.01)
-
-
-def softmax_gradient(p: Tensor, dp: Tensor) -> Tensor:
-    """Same as `reference_softmax_gradient`, in one pass where torch has it."""
-    if _native_softmax_gradient():
-        return torch._softmax_backward_data(dp, p, -1, p.dtype)
-    return reference_softmax_gradient(p, dp)
-
-
-class Tiled(torch.autograd.Function):
-    """Causal attention of B equal rows by tiles of queries, for CPUs in bf16 (right in any float type).
-
-    Scores are rounded to the input's type before the softmax, as in the usual unfused attention; the softmax
-    itself and all sums are fp32 inside. Backward: dV = P'dO, dP = dO V', dS = P (dP - rowsum(P dP)),
-    dQ = s dS K, dK = s dS'Q.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, q_NHE: Tensor, k_NKE: Tensor, v_NKE: Tensor, rows: int, scale: float) -> Tensor:
-        repeat = q_NHE.shape[1] // k_NKE.shape[1]
-        q = _heads_first(q_NHE, rows)
-        k, v = (_heads_first(x, rows, repeat) for x in (k_NKE, v_NKE))
-        hidden = torch.full((TILE, TILE), float("-inf"), dtype=q.dtype).triu(1)
-        out, kept = torch.empty_like(q), []
-        for tile in _tiles(q.shape[0], q.shape[1]):
-            r, first, end = tile
-            p = _probabilities(q, k, scale, hidden, tile)
-            out[r, first:end] = torch.bmm(p, v[r, :end])
-            if q.shape[1] <= KEEP_LENGTH:
-                kept.append(p)
-        ctx.rows, ctx.scale, ctx.repeat = rows, scale, repeat
-        ctx.save_for_backward(q, k, v, hidden, *kept)
-        return _tokens_first(out, rows)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, do_NHE: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, hidden, *kept = ctx.saved_tensors
-        do = _heads_first(do_NHE, ctx.rows)
-        single = q.shape[1] <= TILE
-        wide = q.dtype if single else torch.promote_types(q.dtype, torch.float32)
-        dq, dk, dv = torch.empty_like(q), torch.zeros_like(k, dtype=wide), torch.zeros_like(v, dtype=wide)
-        for i, tile in enumerate(_tiles(q.shape[0], q.shape[1])):
-            r, first, end = tile
-            p = kept[i] if kept else _probabilities(q, k, ctx.scale, hidden, tile)
-            g = do[r, first:end]
-            dp = torch.bmm(g, v[r, :end].transpose(1, 2))
-            ds = softmax_gradient(p, dp).mul_(ctx.scale)
-            dq[r, first:end] = torch.bmm(ds, k[r, :end])
-            dk[r, :end] += torch.bmm(ds.transpose(1, 2), q[r, first:end])
-            dv[r, :end] += torch.bmm(p.transpose(1, 2), g)
-        if ctx.repeat > 1:
-            dk, dv = (x.view(-1, ctx.repeat, ctx.rows * x.shape[1], x.shape[2]).sum(1) for x in (dk, dv))
-            dk, dv = (x.view(-1, q.shape[1], q.shape[2]) for x in (dk, dv))
-        dq, dk, dv = (_tokens_first(x.to(q.dtype), ctx.rows) for x in (dq, dk, dv))
-        return dq, dk, dv, None, None
+def is_plain(attn: Scoring, width: int) -> bool:
+    """Whether attention over rows of `width` is causal and nothing else."""
+    windowed = attn.window is not None and attn.window < width
+    return attn.causal and not windowed and attn.softcap is None and not attn.alibi

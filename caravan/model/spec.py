@@ -266,8 +266,8 @@ class Spec:
 
     @property
     def context(self) -> int:
-        """Longest sequence for which full causal attention is what the model was trained with."""
-        return min([self.max_pos, *(attn.window for attn in self.attns if attn.window)])
+        """Longest sequence the model was made for."""
+        return self.max_pos
 
     @property
     def parameters(self) -> int:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from caravan.kernels import attention
-from caravan.kernels.attention import Segments, Tiled, buckets, reference_attention
+from caravan.kernels import attention, tiles
+from caravan.kernels.attention import Segments, alibi_slopes, buckets, reference_attention
+from caravan.kernels.tiles import Tiled
 from caravan.model.spec import Attn
 
 RAGGED = (7, 1, 30, 29, 3, 140, 28, 2, 1)
@@ -20,8 +23,8 @@ def inputs(tokens: int, heads: int, kv: int, width: int, dtype: torch.dtype) -> 
     return [torch.randn(*shape, generator=g).to(dtype).requires_grad_() for shape in shapes]
 
 
-def knobs(scale: float) -> Attn:
-    return Attn(n_head=2, n_kv=2, head_dim=4, scale=scale)
+def knobs(scale: float, **more: Any) -> Attn:
+    return Attn(n_head=2, n_kv=2, head_dim=4, scale=scale, **more)
 
 
 def relative(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -61,7 +64,7 @@ def test_values_and_gradients_are_the_reference(
     qkv = inputs(sum(lengths), 6, kv, 8, dtype)
     exact = [x.detach().double().requires_grad_() for x in qkv]
     grad = torch.randn(sum(lengths), 6, 8, generator=torch.Generator().manual_seed(3)).to(dtype)
-    want = reference_attention(lengths, *exact, 0.3)
+    want = reference_attention(lengths, *exact, knobs(0.3))
     want.backward(grad.double())
     got = Segments(lengths)(0, *qkv, knobs(0.3))
     got.backward(grad)
@@ -75,14 +78,14 @@ def test_tiles_are_exact_in_double_precision(
     keep: int, native: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not native:
-        monkeypatch.setattr(attention, "_native_softmax_gradient", lambda: False)
-    monkeypatch.setattr(attention, "TILE", 4)
-    monkeypatch.setattr(attention, "TILE_CELLS", 50)
-    monkeypatch.setattr(attention, "KEEP_LENGTH", keep)
+        monkeypatch.setattr(tiles, "_native_softmax_gradient", lambda: False)
+    monkeypatch.setattr(tiles, "TILE", 4)
+    monkeypatch.setattr(tiles, "TILE_CELLS", 50)
+    monkeypatch.setattr(tiles, "KEEP_LENGTH", keep)
     qkv = [x.detach().requires_grad_() for x in inputs(2 * 7, 2, 1, 2, torch.float64)]
-    want = reference_attention((7, 7), *qkv, 0.7)
-    assert torch.allclose(Tiled.apply(*qkv, 2, 0.7), want, atol=1e-12)
-    assert torch.autograd.gradcheck(lambda q, k, v: Tiled.apply(q, k, v, 2, 0.7), qkv)
+    want = reference_attention((7, 7), *qkv, knobs(0.7))
+    assert torch.allclose(Tiled.apply(*qkv, 2, 0.7, None), want, atol=1e-12)
+    assert torch.autograd.gradcheck(lambda q, k, v: Tiled.apply(q, k, v, 2, 0.7, None), qkv)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -100,6 +103,64 @@ def test_a_segment_sees_neither_its_neighbours_nor_its_future(dtype: torch.dtype
     k2[8:38], v2[8:38] = k[8:38], v[8:38]
     alone = attend(0, q, k2, v2, knobs(0.3))
     assert torch.equal(alone[8:38], before[8:38])
+
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "window": {"window": 5},
+    "softcap": {"softcap": 0.7},
+    "alibi": {"alibi": True},
+    "alibi-scaled-window": {"alibi": True, "alibi_scale": 0.25, "alibi_max": 4.0, "window": 9},
+    "bidirectional": {"causal": False},
+    "all": {"alibi": True, "window": 7, "softcap": 1.3},
+}
+
+
+@pytest.mark.parametrize("lengths", [(12,) * 3, RAGGED, (19, 18, 18, 2)], ids=["equal", "ragged", "close"])
+@pytest.mark.parametrize("prefixed", [False, True])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("tile", [4, 128])
+def test_shaped_attention_is_the_reference(
+    shape: str, prefixed: bool, lengths: tuple[int, ...], tile: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In double precision, gradients too; values narrower than keys, three query heads per key head."""
+    monkeypatch.setattr(tiles, "TILE", tile)
+    monkeypatch.setattr(tiles, "TILE_CELLS", 50 * tile)
+    monkeypatch.setattr(tiles, "KEEP_LENGTH", 64)
+    attn = knobs(0.3, **SHAPES[shape])
+    prefix = tuple(length // 2 for length in lengths) if prefixed else None
+    q, k, v = (x.detach() for x in inputs(sum(lengths), 6, 2, 8, torch.float64))
+    qkv = [q.requires_grad_(), k.requires_grad_(), v[..., :5].clone().requires_grad_()]
+    exact = [x.detach().clone().requires_grad_() for x in qkv]
+    want = reference_attention(lengths, *exact, attn, prefix)
+    got = Segments(lengths, prefix=prefix)(0, *qkv, attn)
+    assert relative(got, want) < 1e-12
+    grad = torch.randn(want.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    want.backward(grad)
+    got.backward(grad)
+    for mine, theirs in zip(qkv, exact, strict=True):
+        assert relative(mine.grad, theirs.grad) < 1e-12
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-6), (torch.bfloat16, 1e-2)])
+def test_shaped_attention_in_short_floats(shape: str, dtype: torch.dtype, tolerance: float) -> None:
+    qkv = [x.detach() for x in inputs(sum(RAGGED), 6, 2, 8, dtype)]
+    want = reference_attention(RAGGED, *(x.double() for x in qkv), knobs(0.3, **SHAPES[shape]))
+    assert relative(Segments(RAGGED)(0, *qkv, knobs(0.3, **SHAPES[shape])), want) < tolerance
+
+
+def test_a_window_as_wide_as_the_row_is_none() -> None:
+    q, k, v = (x.detach() for x in inputs(20, 2, 1, 4, torch.float32))
+    plain = Segments((20,))(0, q, k, v, knobs(0.5))
+    assert torch.equal(Segments((20,))(0, q, k, v, knobs(0.5, window=20)), plain)
+    assert not torch.allclose(Segments((20,))(0, q, k, v, knobs(0.5, window=19)), plain)
+
+
+def test_slopes_of_any_number_of_heads() -> None:
+    assert alibi_slopes(8).tolist() == [2.0**-i for i in range(1, 9)]
+    six = [2.0**-i for i in (2, 4, 6, 8)] + [2.0**-i for i in (1, 3)]
+    assert alibi_slopes(6).tolist() == six
+    assert alibi_slopes(1).tolist() == [2.0**-8] and alibi_slopes(2, 4.0).tolist() == [0.25, 0.0625]
 
 
 def test_padding_makes_no_gradient() -> None:
@@ -121,12 +182,12 @@ def test_wrong_total_is_a_programmers_mistake() -> None:
 
 
 def test_the_private_operator_is_used_here_only_if_it_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
-    attention._native_softmax_gradient.cache_clear()
+    tiles._native_softmax_gradient.cache_clear()
     monkeypatch.setattr(torch, "_softmax_backward_data", lambda dp, p, dim, dtype: dp)
-    assert not attention._native_softmax_gradient()
+    assert not tiles._native_softmax_gradient()
     monkeypatch.delattr(torch, "_softmax_backward_data")
-    attention._native_softmax_gradient.cache_clear()
-    assert not attention._native_softmax_gradient()
+    tiles._native_softmax_gradient.cache_clear()
+    assert not tiles._native_softmax_gradient()
     monkeypatch.undo()
-    attention._native_softmax_gradient.cache_clear()
-    assert attention._native_softmax_gradient()
+    tiles._native_softmax_gradient.cache_clear()
+    assert tiles._native_softmax_gradient()

@@ -42,7 +42,7 @@ class Reference:
         self, index: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, attn: Attn
     ) -> torch.Tensor:
         self.layers.append(index)
-        return reference_attention(LENGTHS, q, k, v, attn.scale)
+        return reference_attention(LENGTHS, q, k, v, attn)
 
 
 @pytest.fixture
