@@ -81,6 +81,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("mpt", {"attn_config": {"alibi": False}}, "alibi"),
     ("mpt", {"attn_config": {"qk_ln": True}}, "qk_ln"),
     ("mpt", {"attn_config": {"prefix_lm": True}}, "prefix_lm"),
+    ("mpt", {"attn_config": {"alibi_bias_max": 16}}, "alibi_bias_max"),
     ("mpt", {"attn_config": {"attn_type": "multiquery_attention"}}, "attn_type"),
     ("mpt", {"attn_config": {"clip_qkv": "hard"}}, "clip_qkv"),
     ("mpt", {"attn_config": 3}, "attn_config"),

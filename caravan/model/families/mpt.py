@@ -30,6 +30,7 @@ def attention(config: Mapping[str, Any], d: int) -> Attn:
     keys.refuse(values, "qk_ln", False)
     keys.refuse(values, "prefix_lm", False)
     keys.refuse(values, "attn_type", "multihead_attention")
+    keys.refuse(values, "alibi_bias_max", 8, 8.0)
     clip = keys.real(values, "clip_qkv", default=0.0)
     return Attn(
         n_head=heads,
@@ -37,7 +38,6 @@ def attention(config: Mapping[str, Any], d: int) -> Attn:
         head_dim=width,
         scale=keys.real(values, "softmax_scale", default=width**-0.5),
         alibi=True,
-        alibi_max=keys.real(values, "alibi_bias_max", default=8),
         clip_qkv=clip or None,
     )
 
@@ -65,7 +65,7 @@ def spec(config: Mapping[str, Any]) -> Spec:
 def config(value: Spec) -> dict[str, Any]:
     """Spec -> config.json."""
     first = value.layers[0]
-    attn, steepest = first.attn, first.attn.alibi_max
+    attn = first.attn
     return {
         "d_model": value.d,
         "n_heads": attn.n_head,
@@ -77,7 +77,7 @@ def config(value: Spec) -> dict[str, Any]:
         "layer_norm_epsilon": first.norm.eps,
         "attn_config": {
             "alibi": True,
-            "alibi_bias_max": int(steepest) if steepest == int(steepest) else steepest,
+            "alibi_bias_max": 8,
             "clip_qkv": attn.clip_qkv,
             "softmax_scale": None if attn.scale == attn.head_dim**-0.5 else attn.scale,
         },
