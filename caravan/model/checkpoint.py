@@ -194,7 +194,10 @@ def save_model(
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    config = export_config(model, dtype, families.find(model.family).ARCHITECTURE)
+    architecture = families.find(model.family).ARCHITECTURE
+    if not model.spec.head:  # an encoder: whatever head the file had is written back with it
+        architecture = (model.config.get("architectures") or [architecture])[0]
+    config = export_config(model, dtype, architecture)
     config |= _special_ids(tokenizer)
     write_tensors(export_tensors(model, dtype), folder)
     write_json(folder / "config.json", config)
@@ -261,10 +264,9 @@ def load_reward(
     config = read_config(folder)
     if hasattr(_family(config, folder), "POOL"):
         model = load_classifier(folder, dtype, device)
-        if model.score.score.out_features != 1:
-            raise UserError(
-                f"{folder} tells {model.score.score.out_features} labels apart", "a reward has one label"
-            )
+        assert isinstance(model.score, PooledHead)
+        if model.score.count != 1:
+            raise UserError(f"{folder} tells {model.score.count} labels apart", "a reward has one label")
         return model
     spec = replace(_family(config, folder).spec(config), head=False)
     tensors = dict(read_tensors(folder, config))
@@ -314,7 +316,7 @@ def save_reward(
     folder.mkdir(parents=True, exist_ok=True)
     decoder, head = model.decoder, model.score
     config = export_config(decoder, dtype, families.find(decoder.family).CLASSIFIER)
-    count = head.score.out_features if isinstance(head, PooledHead) else 1
+    count = head.count if isinstance(head, PooledHead) else 1
     names = [f"LABEL_{i}" for i in range(count)]
     if count == 1 or len(config.get("id2label") or {}) != count:
         config |= {"id2label": {str(i): n for i, n in enumerate(names)}}

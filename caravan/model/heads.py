@@ -62,7 +62,7 @@ class PooledHead(nn.Module):
         self, d: int, pool: Pool, labels: int = 1, bias: float = 0.0, generator: torch.Generator | None = None
     ) -> None:
         super().__init__()
-        self.reads = pool.reads
+        self.reads, self.count = pool.reads, labels
         self.pool = nn.Linear(d, d) if pool.act else None
         self.act = ACTIVATIONS[pool.act] if pool.act else None
         self.score = nn.Linear(d, labels)
@@ -93,6 +93,11 @@ class RewardModel(nn.Module):
         super().__init__()
         self.decoder = decoder
         self.score = score if score is not None else ScoreHead(decoder.spec.d)
+
+    @property
+    def spec(self) -> Any:
+        """The decoder's (or encoder's) Spec."""
+        return self.decoder.spec
 
     def forward(self, ids_N: Tensor, pos_N: Tensor, attend: Attend) -> Tensor:
         """Flat tokens -> [N, D] hidden states."""

@@ -12,9 +12,9 @@ H heads, E head width, B rows of one group, T tokens of a row.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -108,6 +108,11 @@ class Stack(nn.Module):
         self.blocks = nn.ModuleList((DecoderBlock if causal else Block)(spec.d, layer) for _ in range(count))
         self.norm = make_norm(spec.d, spec.final_norm)
 
+    def written(self) -> Iterator[DecoderBlock]:
+        """The layers of a decoder."""
+        assert self.causal
+        return (cast(DecoderBlock, block) for block in self.blocks)
+
     def bias(self, queries: int, keys: int, start: int = 0) -> Tensor:
         """[H, queries, keys] to add to the scores; -inf on keys to the right if causal."""
         distance = relative(queries, keys, self.rel.weight.device, start)
@@ -169,7 +174,7 @@ class T5(nn.Module):
         assert target.groups == source.groups
         bias = [self.dec.bias(length, length) for length in target.lengths]
         x_MD = self.embed(ids_M)
-        for block in self.dec.blocks:
+        for block in self.dec.written():
             x_MD = x_MD + block.a(block.n1(x_MD), target, bias)
             x_MD = x_MD + block.x(block.nx(x_MD), target, memory_ND, source)
             x_MD = x_MD + block.ffn(block.n2(x_MD))
@@ -187,7 +192,7 @@ class T5(nn.Module):
     def start(self, memory_BTD: Tensor) -> Cache:
         """The cache of a group of sources of one length."""
         assert self.dec is not None
-        source = [block.x.memory(memory_BTD) for block in self.dec.blocks]
+        source = [block.x.memory(memory_BTD) for block in self.dec.written()]
         return Cache([None] * len(source), source)
 
     def step(self, ids_B: Tensor, cache: Cache) -> Tensor:
@@ -195,14 +200,15 @@ class T5(nn.Module):
         assert self.dec is not None
         x_B1D = self.embed(ids_B[:, None])
         bias = self.dec.bias(1, cache.length + 1, cache.length)
-        for i, block in enumerate(self.dec.blocks):
+        for i, block in enumerate(self.dec.written()):
             q, *new = block.a.qkv(block.n1(x_B1D))
             old = cache.own[i]
-            kept = new if old is None else [torch.cat(pair, 1) for pair in zip(old, new, strict=True)]
-            cache.own[i] = kept
-            x_B1D = x_B1D + block.a.o(attention(q, *kept, bias, 1.0).flatten(2))
+            k, v = new if old is None else [torch.cat(pair, 1) for pair in zip(old, new, strict=True)]
+            cache.own[i] = [k, v]
+            x_B1D = x_B1D + block.a.o(attention(q, k, v, bias, 1.0).flatten(2))
             q = block.x.q(block.nx(x_B1D)).unflatten(-1, (block.x.n_head, -1))
-            x_B1D = x_B1D + block.x.o(attention(q, *cache.source[i], None, 1.0).flatten(2))
+            k, v = cache.source[i]
+            x_B1D = x_B1D + block.x.o(attention(q, k, v, None, 1.0).flatten(2))
             x_B1D = x_B1D + block.ffn(block.n2(x_B1D))
         cache.length += 1
         return self.logits(self.dec.norm(x_B1D))[:, 0]

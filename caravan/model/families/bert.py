@@ -22,7 +22,8 @@ RULES = r"""
 table @=bert.encoder.layer.{i} ~=bert
 prefix? bert.
 drop embeddings\.position_ids$
-~.embeddings.{word_embeddings,position_embeddings,token_type_embeddings,LayerNorm} -> {embed,pos,seg,embed_norm}
+~.embeddings.{word_embeddings,position_embeddings,token_type_embeddings} -> {embed,pos,seg}
+~.embeddings.LayerNorm -> embed_norm
 @.attention.self.{query,key,value} -> mix.qkv : cat; @.attention.output.{dense,LayerNorm} -> {mix.o,p1}
 @.intermediate.dense -> ffn.inp; @.output.{dense,LayerNorm} -> {ffn.out,p2}
 ~.pooler.dense -> pool; classifier -> score

@@ -21,7 +21,8 @@ RULES = r"""
 table @=roberta.encoder.layer.{i} ~=roberta
 prefix? roberta.
 drop embeddings\.position_ids$
-~.embeddings.{word_embeddings,position_embeddings,token_type_embeddings,LayerNorm} -> {embed,pos,seg,embed_norm}
+~.embeddings.{word_embeddings,position_embeddings,token_type_embeddings} -> {embed,pos,seg}
+~.embeddings.LayerNorm -> embed_norm
 @.attention.self.{query,key,value} -> mix.qkv : cat; @.attention.output.{dense,LayerNorm} -> {mix.o,p1}
 @.intermediate.dense -> ffn.inp; @.output.{dense,LayerNorm} -> {ffn.out,p2}
 classifier.{dense,out_proj} -> {pool,score}

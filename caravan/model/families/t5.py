@@ -1,4 +1,4 @@
-"""T5, T5 v1.1, Flan-T5, T0, mT0-sized encoders (Raffel et al. 2020, arXiv:1910.10683): model/encoders/t5.py."""
+"""T5, T5 v1.1, Flan-T5, T0 (Raffel et al. 2020, arXiv:1910.10683): model/encoders/t5.py."""
 
 from __future__ import annotations
 
@@ -27,14 +27,16 @@ transformer.shared -> embed; lm_head -> head; classifier -> score
 ~.block.0.layer.0.SelfAttention.relative_attention_bias -> enc.rel; ~.final_layer_norm -> enc.norm
 @.layer.0.layer_norm -> n1; @.layer.0.SelfAttention.{q,k,v} -> a.proj : cat; @.layer.0.SelfAttention.o -> a.o
 @.layer.1.layer_norm -> n2; @.layer.1.DenseReluDense.wo -> ffn.out
-[not gated] @.layer.1.DenseReluDense.wi -> ffn.inp; [gated] @.layer.1.DenseReluDense.{wi_0,wi_1} -> ffn.inp : cat
+[not gated] @.layer.1.DenseReluDense.wi -> ffn.inp
+[gated] @.layer.1.DenseReluDense.{wi_0,wi_1} -> ffn.inp : cat
 table @=transformer.decoder.block.{i} ~=transformer.decoder => dec.blocks.{i}
 ~.block.0.layer.0.SelfAttention.relative_attention_bias -> dec.rel; ~.final_layer_norm -> dec.norm
 @.layer.0.layer_norm -> n1; @.layer.0.SelfAttention.{q,k,v} -> a.proj : cat; @.layer.0.SelfAttention.o -> a.o
 @.layer.1.layer_norm -> nx; @.layer.1.EncDecAttention.{k,v} -> x.kv : cat
 @.layer.1.EncDecAttention.{q,o} -> x.{q,o}
 @.layer.2.layer_norm -> n2; @.layer.2.DenseReluDense.wo -> ffn.out
-[not gated] @.layer.2.DenseReluDense.wi -> ffn.inp; [gated] @.layer.2.DenseReluDense.{wi_0,wi_1} -> ffn.inp : cat
+[not gated] @.layer.2.DenseReluDense.wi -> ffn.inp
+[gated] @.layer.2.DenseReluDense.{wi_0,wi_1} -> ffn.inp : cat
 """
 KEPT = r"^classifier\.|EncDecAttention\.relative_attention_bias\.weight$"
 """A head that a use of the file may not need; a table that old files hold and nobody reads."""
