@@ -271,7 +271,7 @@ class Spec:
 
     @property
     def parameters(self) -> int:
-        """Number of weights, tied head counted once."""
+        """Number of trained weights, tied head counted once."""
         return _parameters(self)
 
 
@@ -282,4 +282,4 @@ def _parameters(spec: Spec) -> int:
     from caravan.model.decoder import Decoder
 
     with torch.device("meta"):
-        return sum(p.numel() for p in Decoder(spec).parameters())
+        return sum(p.numel() for p in Decoder(spec).parameters() if p.requires_grad)
