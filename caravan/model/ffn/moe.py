@@ -95,6 +95,9 @@ class Mixture(nn.Module):
     [X, 2F, D] with gate over up; `xout` [X, D, F]; `shared`, a glu; `shared_gate` [1, D].
     """
 
+    FP32 = ("router_bias",)
+    """Parameters that stay fp32 in memory and on disk: it moves by thousandths."""
+
     def __init__(self, d: int, ffn: FFN) -> None:
         super().__init__()
         moe = ffn.moe
