@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from caravan.model import families, rules
 from caravan.model.decoder import Decoder
@@ -59,7 +59,7 @@ def _family(config: Mapping[str, Any], folder: Path | str) -> Any:
 
 def read_tensors(folder: Path | str, config: Mapping[str, Any]) -> Mapping[str, Tensor]:
     """Plain weights of a folder, under the names of its files; quantised ones are written out in full."""
-    tensors = TensorFolder(folder)
+    tensors = getattr(_family(config, folder), "opened", lambda plain: plain)(TensorFolder(folder))
     if not config.get("quantization_config"):
         return tensors
     from caravan.kernels.quantized import dequantise  # only quantised folders pay for it
@@ -132,6 +132,7 @@ def _build(
     kept = rules.beside(getattr(family, "KEPT", ""), steps, table, tensors.keys())
     loaded, model.bare = rules.load(table, steps, tensors.keys() - kept, tensors.__getitem__, str(folder))
     model.kept = {key: tensors[key].clone() for key in sorted(kept)}
+    wide = wide_names(model)
     for step in steps:
         if tuple(loaded[step.target].shape) != shapes[step.target]:
             raise UserError(
@@ -140,12 +141,20 @@ def _build(
                 "config.json does not belong to these weights",
             )
         # contiguous and owned: safetensors hands out views of a mapped file
-        loaded[step.target] = loaded[step.target].to(device=device, dtype=dtype, copy=True).contiguous()
+        kind = torch.float32 if step.target in wide else dtype
+        loaded[step.target] = loaded[step.target].to(device=device, dtype=kind, copy=True).contiguous()
     for name, p in head.named_parameters() if head is not None else ():
         p.data.copy_(loaded.pop(name))
     model.load_state_dict(loaded, strict=True, assign=True)
     model.config.pop("quantization_config", None)
-    return model.requires_grad_(True)
+    return model
+
+
+def wide_names(model: nn.Module) -> set[str]:
+    """Parameters that stay fp32 in memory and on disk, whatever the others are: a module lists them in
+    FP32."""
+    modules = dict(model.named_modules())
+    return {f"{at}.{leaf}" for at, module in modules.items() for leaf in getattr(module, "FP32", ())}
 
 
 def export_tensors(
@@ -155,10 +164,12 @@ def export_tensors(
     of a classifier, or else with what the file had besides."""
     table = rules.of(families.find(model.family))
     own = {name: p.detach() for part in (model, head) if part for name, p in part.named_parameters()}
+    wide = wide_names(model)
+    own = {name: t if name in wide else t.to(dtype or t.dtype) for name, t in own.items()}
     steps = rules.plan(table, model.spec, own)
     exported = rules.export(table, steps, own, model.bare and head is None)
-    exported |= model.kept if head is None else {}
-    return {name: t.to("cpu", dtype or t.dtype).contiguous() for name, t in sorted(exported.items())}
+    exported |= {name: t.to(dtype or t.dtype) for name, t in model.kept.items()} if head is None else {}
+    return {name: t.to("cpu").contiguous() for name, t in sorted(exported.items())}
 
 
 def export_config(model: Decoder, dtype: torch.dtype, architecture: str) -> dict[str, Any]:
@@ -276,10 +287,12 @@ def load_reward(
             "a reward model is wanted here: train one with `caravan reward`",
         )
     score = tensors.pop("score.weight")
-    if tuple(score.shape) != (1, spec.d):
-        raise UserError(f"{folder}: 'score.weight' has shape {tuple(score.shape)}, wanted (1, {spec.d})")
+    if tuple(score.shape) != (1, spec.out_dim):
+        raise UserError(
+            f"{folder}: 'score.weight' has shape {tuple(score.shape)}, wanted (1, {spec.out_dim})"
+        )
     decoder = _build(folder, config, spec, tensors, dtype, device)
-    head = ScoreHead(spec.d, bias=float(config.get("reward_bias", 0.0)))
+    head = ScoreHead(spec.out_dim, bias=float(config.get("reward_bias", 0.0)))
     head.weight.data.copy_(score)
     return RewardModel(decoder, head.to(device))
 
@@ -290,7 +303,7 @@ def fresh_head(model: Decoder, generator: torch.Generator) -> ScoreHead | Pooled
     if not hasattr(family, "POOL"):
         if hasattr(family, "MODULE"):
             raise UserError(f"'{model.family}' cannot be a reward model", "nobody knows a classifier of it")
-        return ScoreHead(model.spec.d, generator=generator)
+        return ScoreHead(model.spec.out_dim, generator=generator)
     head = PooledHead(model.spec.d, family.POOL, generator=generator)
     table = rules.of(family)
     for step in rules.plan(

@@ -92,7 +92,7 @@ class RewardModel(nn.Module):
     def __init__(self, decoder: Any, score: ScoreHead | PooledHead | None = None) -> None:
         super().__init__()
         self.decoder = decoder
-        self.score = score if score is not None else ScoreHead(decoder.spec.d)
+        self.score = score if score is not None else ScoreHead(decoder.spec.out_dim)
 
     @property
     def spec(self) -> Any:
