@@ -11,6 +11,7 @@ from caravan.model.spec import FFN, Attn, Layer, Norm, Spec
 
 ARCHITECTURE = "GPT2LMHeadModel"
 CLASSIFIER = "GPT2ForSequenceClassification"
+CHECKPOINTS = ("openai-community/gpt2*", "microsoft/DialoGPT-*", "stanford-crfm/*")
 
 RULES = r"""
 table @=transformer.h.{i} ~=transformer

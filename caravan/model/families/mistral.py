@@ -11,12 +11,13 @@ from caravan.model.spec import Spec
 
 ARCHITECTURE = "MistralForCausalLM"
 CLASSIFIER = "MistralForSequenceClassification"
+CHECKPOINTS = ("mistralai/Mistral-7B-v0.1..v0.3", "HuggingFaceH4/zephyr-7b-*")
 RULES = llama.RULES
 
 
 def spec(config: Mapping[str, Any]) -> Spec:
     """config.json -> Spec; a missing `sliding_window` means 4096, null means none."""
-    window = config.get("sliding_window", 4096)
+    window = llama.window(config, 4096)
     base = llama.spec({"num_key_value_heads": 8, **config, "attention_bias": False, "mlp_bias": False})
     return llama.with_attention(base, lambda i, attn: replace(attn, window=window))
 

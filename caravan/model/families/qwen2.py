@@ -6,26 +6,25 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from caravan.model import keys
 from caravan.model.families import llama
 from caravan.model.spec import Spec
 
 ARCHITECTURE = "Qwen2ForCausalLM"
 CLASSIFIER = "Qwen2ForSequenceClassification"
+CHECKPOINTS = ("Qwen/Qwen1.5-*", "Qwen/Qwen2-*", "Qwen/Qwen2.5-*")
 RULES = llama.RULES
 
 
 def spec(config: Mapping[str, Any]) -> Spec:
     """config.json -> Spec; layers from `max_window_layers` up are windowed if `use_sliding_window`."""
     base = llama.spec({**config, "attention_bias": False, "mlp_bias": False})
-    kinds = config.get("layer_types")
-    size = config.get("sliding_window") if config.get("use_sliding_window") else None
-    first = config.get("max_window_layers", 28)
-
-    def windowed(index: int) -> bool:
-        return kinds[index] == "sliding_attention" if kinds else index >= first
-
+    size = llama.window(config, 4096) if keys.flag(config, "use_sliding_window", default=False) else None
+    # 0 is a fine value here
+    first = config["max_window_layers"] if config.get("max_window_layers") is not None else 28
+    slides = llama.layer_kinds(config, len(base.layers), lambda i: i >= first)
     return llama.with_attention(
-        base, lambda i, attn: replace(attn, qkv_bias=True, window=size if size and windowed(i) else None)
+        base, lambda i, attn: replace(attn, qkv_bias=True, window=size if slides[i] else None)
     )
 
 
@@ -33,11 +32,11 @@ def config(value: Spec) -> dict[str, Any]:
     """Spec -> config.json."""
     result = llama.config(value)
     del result["attention_bias"], result["mlp_bias"]
-    windows = [layer.attn.window for layer in value.layers]
+    windows = [attn.window for attn in value.attns]
     size = next((w for w in windows if w), None)
     result["use_sliding_window"] = size is not None
     if size is not None:
         result["sliding_window"] = size
         result["max_window_layers"] = windows.index(size)
-    result["layer_types"] = ["sliding_attention" if w else "full_attention" for w in windows]
+    result["layer_types"] = llama.written_kinds(value)
     return result

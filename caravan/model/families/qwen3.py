@@ -11,6 +11,7 @@ from caravan.model.spec import Spec
 
 ARCHITECTURE = "Qwen3ForCausalLM"
 CLASSIFIER = "Qwen3ForSequenceClassification"
+CHECKPOINTS = ("Qwen/Qwen3-*",)
 RULES = llama.RULES
 
 
