@@ -8,10 +8,14 @@ loop controls and the `generation` block.
 
 from __future__ import annotations
 
+import difflib
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import jinja2
@@ -22,30 +26,56 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from caravan.types import UserError
 
-CHATML = (
-    "{% for message in messages %}"
-    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
-"""Turns between <|im_start|> and <|im_end|>; needs a tokenizer that has both."""
-
-PLAIN = (
-    "{% for message in messages %}"
-    "{% if message['role'] == 'assistant' %}"
-    "{{ '### Assistant:\n' + message['content'] + eos_token + '\n\n' }}"
-    "{% elif message['role'] == 'system' %}{{ '### System:\n' + message['content'] + '\n\n' }}"
-    "{% elif message['role'] == 'tool' %}{{ '### Tool:\n' + message['content'] + '\n\n' }}"
-    "{% else %}{{ '### User:\n' + message['content'] + '\n\n' }}{% endif %}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}{{ '### Assistant:\n' }}{% endif %}"
-)
-"""For checkpoints that have an end-of-text token and nothing else."""
-
 LOOP_BUDGET = 1_000_000
 """Loop passes of one rendering, all loops together."""
 TEXT_BUDGET = 64 << 20
 """Characters one expression may make."""
+
+
+FOLDER = Path(__file__).parent / "templates"
+"""Built-in templates, one file each; the name is the file's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """The comment that a built-in template begins with. It stays in the template, wherever that is copied."""
+
+    source: str = ""
+    """Who published the format."""
+    needs: tuple[str, ...] = ()
+    """Special tokens without which it makes no sense."""
+    stop: str | None = None
+    """Text that ends an answer, where no special token does."""
+
+
+def names() -> list[str]:
+    """The built-in templates."""
+    return sorted(path.stem for path in FOLDER.glob("*.jinja"))
+
+
+def builtin(name: str) -> str:
+    """Source of a built-in template. Raises UserError for an unknown name."""
+    if name not in names():
+        close = difflib.get_close_matches(name, names(), 1)
+        hint = f"did you mean {close[0]}?" if close else "they are: " + ", ".join(names())
+        raise UserError(f"there is no chat template {name!r}", hint)
+    return (FOLDER / f"{name}.jinja").read_text(encoding="utf-8")
+
+
+def header(source: str) -> Header:
+    """What the first comment of a template says about it; empty for a template of another make."""
+    comment = re.match(r"\{#-\n(.*?)-#\}", source, re.DOTALL)
+    said = (
+        dict(line.split(": ", 1) for line in comment.group(1).splitlines() if ": " in line) if comment else {}
+    )
+    stop = said.get("stop")
+    return Header(
+        said.get("source", ""), tuple(said.get("needs", "").split()), json.loads(stop) if stop else None
+    )
+
+
+CHATML = builtin("chatml")
+PLAIN = builtin("plain")
 
 
 class TemplateRefusal(Exception):
@@ -79,8 +109,9 @@ class _Generation(Extension):
     tags = {"generation"}  # noqa: RUF012  (jinja reads a plain class attribute)
 
     def parse(self, parser: Parser) -> list[nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return [nodes.Scope(body).set_lineno(line)]
 
 
 class _Environment(ImmutableSandboxedEnvironment):
@@ -117,8 +148,27 @@ def _refuse(message: str) -> None:
     raise TemplateRefusal(message)
 
 
-def _to_json(value: Any, indent: int | None = None, ensure_ascii: bool = False, **_: Any) -> str:
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent)
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """As transformers' filter of that name: jinja's own would escape HTML."""
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
+
+
+class _Dict:
+    """`dict` for templates: makes one, and has no attributes of the type."""
+
+    def __call__(self, *pairs: Any, **entries: Any) -> dict[Any, Any]:
+        return dict(*pairs, **entries)
+
+    def fromkeys(self, *given: Any) -> dict[Any, Any]:
+        return dict.fromkeys(*given)
 
 
 TODAY = datetime(2024, 7, 26)
@@ -137,6 +187,7 @@ def _compiled(source: str) -> jinja2.Template:
     environment.filters["__bounded__"] = _bounded
     environment.globals["raise_exception"] = _refuse
     environment.globals["strftime_now"] = _today
+    environment.globals["dict"] = _Dict()
     try:
         return environment.from_string(source)
     except jinja2.TemplateSyntaxError as error:
@@ -147,21 +198,28 @@ def _compiled(source: str) -> jinja2.Template:
 
 
 def fill(
-    source: str, messages: Sequence[Mapping[str, str]], generation_prompt: bool, tokens: Mapping[str, str]
+    source: str,
+    messages: Sequence[Mapping[str, Any]],
+    generation_prompt: bool,
+    tokens: Mapping[str, str],
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    documents: Sequence[Mapping[str, Any]] | None = None,
+    settings: Mapping[str, Any] | None = None,
 ) -> str:
-    """The text a template makes of `messages` (dicts with role and content).
+    """The text a template makes of `messages` (dicts with role and content, and tool_calls where there are).
 
-    `tokens` are the special-token texts it may name (bos_token, eos_token, …). Raises UserError with the
-    template's own words when it refuses the messages, or when it fails.
+    `tokens` are the special-token texts it may name (bos_token, eos_token, …), `tools` JSON schemas,
+    `documents` dicts with title and text, `settings` whatever else it reads (enable_thinking, …); a setting
+    `strftime_now` takes the place of the fixed day. Raises UserError with the template's own words when it
+    refuses the messages, or when it fails.
     """
     try:
         return _compiled(source).render(
             messages=list(messages),
             add_generation_prompt=generation_prompt,
-            tools=None,
-            documents=None,
-            __budget__=_Budget(),
-            **tokens,
+            tools=list(tools) if tools is not None else None,
+            documents=list(documents) if documents is not None else None,
+            **{**tokens, **(settings or {}), "__budget__": _Budget()},
         )
     except TemplateRefusal as error:
         raise UserError(

@@ -71,19 +71,30 @@ class Tokenizer:
         """One more than the largest id."""
         self.bos, self.eos, self.pad = (self._named(n) for n in ("bos_token", "eos_token", "pad_token"))
         self.chat_template = chat_template or self._own_template()
+        self.turn_stop = self._turn_stop()
+        """(text, id) where a plain token ends answers, as RWKV's two line ends do."""
         self.end_of_turn = self._turn_end()
         self._more_stops = tuple(i for i in more_stops if 0 <= i < self.vocab_size)
 
     # -- reading and writing -------------------------------------------------------------------------------
     @classmethod
-    def load(cls, folder: Path | str) -> Tokenizer:
+    def load(cls, folder: Path | str, chat: str | None = None) -> Tokenizer:
         """From a folder or one file: tokenizer.json, SentencePiece, tiktoken, GPT-2 or RWKV files
-        (`vocabulary/sources.py`). Raises UserError."""
+        (`vocabulary/sources.py`). `chat`: a built-in chat template instead of the folder's own. Raises
+        UserError."""
         path = Path(folder)
         definition, config = sources.read(path)
         folder = path if path.is_dir() else path.parent
         stops = _stops_of_model(folder, definition, config)
-        return cls(definition, config, _template_of(folder, config), stops)
+        own = template.builtin(chat) if chat else _template_of(folder, config)
+        made = cls(definition, config, own, stops)
+        lacking = [t for t in template.header(made.chat_template).needs if t not in made._vocabulary]
+        if chat and lacking:
+            raise UserError(
+                f"the chat template {chat} needs special tokens that this tokenizer has not: {' '.join(lacking)}",
+                "templates that need none: " + ", ".join(n for n in template.names() if not _needs(n)),
+            )
+        return made
 
     def save(self, folder: Path | str) -> None:
         """Write tokenizer.json, tokenizer_config.json (template inside) and chat_template.jinja."""
@@ -191,11 +202,24 @@ class Tokenizer:
     def _own_template(self) -> str:
         if TURN_START in self.special and TURN_END in self.special:
             return template.CHATML
+        named = self.token_texts
+        if named.keys() >= {"cls_token", "sep_token"} and named.get("eos_token") in (
+            None,
+            named["sep_token"],
+        ):
+            return template.ENCODER
         return template.PLAIN
+
+    def _turn_stop(self) -> tuple[str, int] | None:
+        text = template.header(self.chat_template).stop
+        ids = self.encode_continuation(text) if text else []
+        return (text, ids[0]) if text and len(ids) == 1 else None
 
     def _turn_end(self) -> int | None:
         """The first special token that the template puts behind an answer; the end of text if it puts
         none."""
+        if self.turn_stop:
+            return self.turn_stop[1]
         probe = [{"role": "user", "content": "\uf8f0"}, {"role": "assistant", "content": "\uf8f1"}]
         try:
             text = template.fill(self.chat_template, probe, False, self.token_texts)
@@ -211,6 +235,10 @@ def train(texts: Iterable[str], vocab_size: int, min_count: int = 2) -> Tokenize
     tokenizer."""
     texts = map(_whole, texts)
     return Tokenizer(*training.byte_bpe(texts, vocab_size, SPECIALS, min_count), template.CHATML)
+
+
+def _needs(name: str) -> tuple[str, ...]:
+    return template.header(template.builtin(name)).needs
 
 
 def copy_files(source: Path, target: Path) -> None:
