@@ -60,6 +60,8 @@ class Rwkv5:
     head_dim: int
     eps: float = 64e-5
     """Of the group norm behind the state."""
+    native: bool = True
+    """In the checkpoint tensors have their author's names; otherwise those of the port to transformers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +75,7 @@ class Rwkv6:
     decay_rank: int = 64
     """Width of the low-rank map of the decay."""
     eps: float = 64e-5
+    native: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +91,7 @@ class Rwkv7:
     """Width of the low-rank map that mixes the first layer's values in (not in the first layer)."""
     gate_rank: int
     eps: float = 64e-5
+    native: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
