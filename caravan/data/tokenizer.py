@@ -203,11 +203,9 @@ class Tokenizer:
         if TURN_START in self.special and TURN_END in self.special:
             return template.CHATML
         named = self.token_texts
-        if named.keys() >= {"cls_token", "sep_token"} and named.get("eos_token") in (
-            None,
-            named["sep_token"],
-        ):
-            return template.ENCODER
+        closing = named.get("sep_token")
+        if "cls_token" in named and closing is not None and named.get("eos_token") in (None, closing):
+            return template.builtin("encoder")
         return template.PLAIN
 
     def _turn_stop(self) -> tuple[str, int] | None:
