@@ -41,7 +41,7 @@ def render(messages: Sequence[Message], tok: Tokenizer, generation_prompt: bool 
     mask: list[bool] = []
     marks = _Marks(messages)
     for text, answer, goes_on in _pieces(messages, marks, tok, generation_prompt):
-        piece, last = _encode(_parts(text, marks, tok), tok, answer, goes_on)
+        piece, last = _encode(_parts(text, marks, tok, answer), tok, answer, goes_on)
         ids += piece
         mask += [answer and at <= last for at in range(len(piece))]
     return Rendered(ids, mask)
@@ -94,17 +94,29 @@ def _pieces(
     def filled(count: int, prompt: bool) -> str:
         return template.fill(tok.chat_template, wrapped[:count], prompt, tok.token_texts)
 
-    done, anchor = "", ""
-    for k, message in enumerate(messages):
-        if message.role != "assistant":
-            continue
-        prompt = filled(k, True)
-        yield _after(prompt, done, anchor), False, bool(done)
-        whole = filled(k + 1, False)
-        yield _answer(whole, prompt, anchor, marks, k), True, True
-        done, anchor = whole, marks.end(k)
+    answers = [k for k, message in enumerate(messages) if message.role == "assistant"]
+    prompts = [(k, filled(k, True)) for k in answers]
     if generation_prompt or not messages or messages[-1].role != "assistant":
-        yield _after(filled(len(messages), generation_prompt), done, anchor), False, bool(done)
+        prompts.append((len(messages), filled(len(messages), generation_prompt)))
+    done, anchor = "", ""
+    for turn, (k, prompt) in enumerate(prompts):
+        yield _after(prompt, done, anchor), False, bool(done)
+        if k < len(messages):
+            whole = filled(k + 1, False)
+            following = prompts[turn + 1][1] if turn + 1 < len(prompts) else whole
+            whole = _kept(whole, following, marks.end(k))
+            yield _answer(whole, prompt, anchor, marks, k), True, True
+            done, anchor = whole, marks.end(k)
+
+
+def _kept(whole: str, following: str, anchor: str) -> str:
+    """`whole` without what it loses behind its answer once the conversation goes on (Phi-3's template ends
+    every finished conversation with an end-of-text token, for one)."""
+    tail, known = _tail(whole, anchor), _tail(following, anchor)
+    if anchor not in following or known.startswith(tail):
+        return whole
+    same = next((at for at, (a, b) in enumerate(zip(tail, known, strict=False)) if a != b), len(known))
+    return whole[: len(whole) - len(tail) + same]
 
 
 def _tail(text: str, anchor: str) -> str:
@@ -153,8 +165,9 @@ def _encode(
     ids: list[int] = []
     plain = ""
     last = -1
+    control = {**tok.special, **dict([tok.turn_stop] if tok.turn_stop else [])}
     over = next((at for at, (_, kind) in enumerate(parts) if kind == "end"), len(parts))
-    stops = any(kind == "special" and tok.special[text] in tok.stop_ids for text, kind in parts[over:])
+    stops = any(kind == "special" and control[text] in tok.stop_ids for text, kind in parts[over:])
 
     def flush() -> None:
         nonlocal plain
@@ -167,7 +180,7 @@ def _encode(
             plain += text
         elif kind == "special":
             flush()
-            ids.append(tok.special[text])
+            ids.append(control[text])
             if answer and at > over and last < 0 and ids[-1] in tok.stop_ids:
                 last = len(ids) - 1
         elif answer and not stops and last < 0:  # the template ends answers with nothing: we do
@@ -179,12 +192,17 @@ def _encode(
     return ids, last
 
 
-def _parts(text: str, marks: _Marks, tok: Tokenizer) -> list[tuple[str, str]]:
-    """(text, 'text'), (special token, 'special') and ('', 'end') of a content, in order."""
+def _parts(text: str, marks: _Marks, tok: Tokenizer, answer: bool) -> list[tuple[str, str]]:
+    """(text, 'text'), (special token, 'special') and ('', 'end') of a content, in order. A plain token that
+    ends answers counts as special there."""
     parts: list[tuple[str, str]] = []
+    stop = tok.turn_stop[0] if tok.turn_stop and answer else None
     inside, position = False, 0
     for found in [*marks.pattern.finditer(text), None]:
         stretch = text[position : found.start() if found else len(text)]
+        if stop and not inside and parts and parts[-1][1] == "end" and stretch.startswith(stop):
+            parts.append((stop, "special"))
+            stretch = stretch[len(stop) :]
         parts += [(stretch, "text")] if inside else _trusted(stretch, tok)
         if found:
             inside = found.group(1) == "S"

@@ -91,7 +91,7 @@ class Tokenizer:
         lacking = [t for t in template.header(made.chat_template).needs if t not in made._vocabulary]
         if chat and lacking:
             raise UserError(
-                f"the chat template {chat} needs special tokens that this tokenizer has not: {' '.join(lacking)}",
+                f"the chat template {chat} needs tokens that this tokenizer has not: {' '.join(lacking)}",
                 "templates that need none: " + ", ".join(n for n in template.names() if not _needs(n)),
             )
         return made
