@@ -65,13 +65,14 @@ def rewards(model: RewardModel, batch: Batch) -> Tensor:
 
 
 def frozen(model: M, dtype: torch.dtype, device: torch.device) -> M:
-    """A model that is only asked: no gradients, evaluation mode, weights in `dtype`; score heads stay
-    float32."""
+    """A model that is only asked: no gradients, evaluation mode, weights in `dtype`; score heads, and
+    what a module lists in FP32, stay float32."""
     model = model.to(device).requires_grad_(False).eval()
     for name, module in model.named_modules():
         if not isinstance(model, RewardModel) or not name.startswith("score"):
-            for parameter in module.parameters(recurse=False):
-                parameter.data = parameter.data.to(dtype)
+            for leaf, parameter in module.named_parameters(recurse=False):
+                if leaf not in getattr(module, "FP32", ()):
+                    parameter.data = parameter.data.to(dtype)
     return model
 
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from caravan.algos.lm import cross_entropy
 from caravan.algos.optim import OptimConfig, Optimiser, layout
 from caravan.kernels.attention import Segments
+from caravan.model.checkpoint import wide_names
 from caravan.model.decoder import Decoder
 from caravan.model.ffn.glu import GLU
 from caravan.model.ffn.moe import Mixture, balance_loss
@@ -64,16 +65,17 @@ class Trainee:
         master = torch.empty(size, dtype=torch.float32, device=device)
         self.grad = torch.zeros(size, dtype=torch.float32, device=device)
         compute = None if dtype == torch.float32 else torch.empty(size, dtype=dtype, device=device)
+        always = wide_names(model)
         self._fresh: set[str] = set()
         """Parameters that have had a gradient in this step."""
         for slot in self.slots:
             p = wanted[slot.name]
             slot.of(master).copy_(p.detach())
-            wide = compute is None or slot.name.startswith(tuple(keep_fp32))
+            wide = compute is None or slot.name in always or slot.name.startswith(tuple(keep_fp32))
             p.data = slot.of(master if wide or compute is None else compute)
             p.register_post_accumulate_grad_hook(self._collector(slot.name, slot.of(self.grad)))
-        for p in params.values():
-            if not p.requires_grad:
+        for name, p in params.items():
+            if not p.requires_grad and name not in always:
                 p.data = p.data.to(dtype)
         self.optimiser = Optimiser(config, self.slots, master, compute)
         parallel.broadcast_(master)

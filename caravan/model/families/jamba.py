@@ -27,9 +27,9 @@ table jamba like olmoe s/.mlp./.feed_forward./
 def spec(config: Mapping[str, Any]) -> Spec:
     """config.json -> Spec. Raises UserError naming the key."""
     d, heads = keys.size(config, "hidden_size"), keys.size(config, "num_attention_heads")
+    keys.refuse(config, "hidden_act", "silu", "swish")
     keys.refuse(config, "sliding_window")
     keys.refuse(config, "mamba_inner_layernorms", True)
-    keys.refuse(config, "hidden_act", "silu", "swish")
     norm = Norm(kind="rms", eps=keys.real(config, "rms_norm_eps", default=1e-6))
     attn = Attn(
         n_head=heads,
