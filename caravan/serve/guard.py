@@ -12,8 +12,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import json
+import time
 from collections.abc import Collection
 from typing import Any
 
@@ -32,6 +34,9 @@ SECURITY_HEADERS = (
     (b"cross-origin-resource-policy", b"same-origin"),
     (b"content-security-policy", CONTENT_POLICY.encode()),
 )
+DRAIN_BODIES, DRAIN_SECONDS = 16, 5.0
+"""How much of a refused body is read, in largest bodies, and for how long: a connection closed on unread
+bytes is reset, and the client never sees why it was refused."""
 OPEN_PATHS = ("/health", "/ready", "/web/")
 
 
@@ -57,11 +62,12 @@ class Guard:
         if scope["type"] != "http":  # no websockets are served
             return None
         guarded = _with_headers(send)
+        body = _Body(receive, self._max_body)
         try:
             self._check(scope)
-            receive = self._capped(receive)
-            await self._app(scope, receive, guarded)
+            await self._app(scope, body.capped, guarded)
         except ApiError as error:
+            await body.swallow()
             await _answer(error, guarded)
 
     def _check(self, scope: dict[str, Any]) -> None:
@@ -77,7 +83,7 @@ class Guard:
                 raise ApiError(400, "the body must be JSON: send Content-Type: application/json")
             length = headers.get("content-length", "0")
             if not length.isdigit() or int(length) > self._max_body:
-                raise self._too_large()
+                raise _too_large(self._max_body)
         path = scope["path"]
         if self._keys and path != "/" and not path.startswith(OPEN_PATHS):
             scheme, _, given = headers.get("authorization", "").partition(" ")
@@ -88,22 +94,39 @@ class Guard:
                     401, "a valid API key is needed", type="authentication_error", code="invalid_api_key"
                 )
 
-    def _capped(self, receive: Any) -> Any:
-        seen = 0
 
-        async def capped() -> dict[str, Any]:
-            nonlocal seen
-            message = await receive()
-            if message["type"] == "http.request":
-                seen += len(message.get("body", b""))
-                if seen > self._max_body:
-                    raise self._too_large()
-            return message
+class _Body:
+    """The body of one request, as it comes in."""
 
-        return capped
+    def __init__(self, receive: Any, limit: int) -> None:
+        self._receive, self._limit = receive, limit
+        self._seen, self._more = 0, True
 
-    def _too_large(self) -> ApiError:
-        return ApiError(413, f"the body is larger than {self._max_body} bytes", code="request_too_large")
+    async def _next(self) -> dict[str, Any]:
+        message: dict[str, Any] = await self._receive()
+        self._seen += len(message.get("body", b""))
+        self._more = message["type"] == "http.request" and message.get("more_body", False)
+        return message
+
+    async def capped(self) -> dict[str, Any]:
+        """For the app: its `receive`, until the body is too large."""
+        message = await self._next()
+        if self._seen > self._limit:
+            raise _too_large(self._limit)
+        return message
+
+    async def swallow(self) -> None:
+        """Read what the client of a refused request is still sending, within bounds."""
+        end = time.monotonic() + DRAIN_SECONDS
+        while self._more and self._seen < DRAIN_BODIES * self._limit and time.monotonic() < end:
+            try:
+                await asyncio.wait_for(self._next(), max(0.0, end - time.monotonic()))
+            except TimeoutError:
+                return
+
+
+def _too_large(limit: int) -> ApiError:
+    return ApiError(413, f"the body is larger than {limit} bytes", code="request_too_large")
 
 
 def _name(host: str) -> str:

@@ -6,17 +6,14 @@ Run with `pytest -m browser`. CHAT_SCREENSHOT=FILE keeps a picture.
 
 from __future__ import annotations
 
-import itertools
 import os
 import shutil
-import socket
-import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
+from serving import ScriptedEngine, Server, until
 
 from caravan.serve.api import create_app
 from caravan.serve.feedback import FeedbackStore
@@ -41,54 +38,28 @@ ANSWERS = {
 }
 
 
-@dataclass
-class Event:
-    id: int
-    new_ids: tuple[int, ...]
-    text: str
-    finished: bool
-    finish_reason: str | None = None
-
-
-class Scripted:
+class Speaker(ScriptedEngine):
     """Says what ANSWERS says to the last question, three characters per step; warmer answers say so."""
 
     def __init__(self) -> None:
+        super().__init__(self.answer, step_seconds=0.005)
         self.heard: list[list[Message]] = []
-        self.aborted = 0
-        self._live: dict[int, list[str]] = {}
-        self._ids = itertools.count()
 
     def render(self, messages: list[Message]) -> list[int]:
         self.heard.append(messages)
         return [len(self.heard) - 1] * (1 + sum(len(m.content) for m in messages))
 
-    def submit(self, prompt_ids: Any, sampling: Sampling, *, index: int = 0) -> int:
+    def answer(self, prompt_ids: list[int], sampling: Sampling) -> list[str]:
         question = self.heard[prompt_ids[0]][-1].content
         text = ANSWERS.get(question, f"You said: {question}")
         text += " (again)" if sampling.temperature >= 0.8 else ""
-        id = next(self._ids)
-        self._live[id] = [text[k : k + 3] for k in range(0, len(text), 3)]
-        return id
-
-    def step(self) -> list[Event]:
-        time.sleep(0.005)
-        events = []
-        for id, rest in list(self._live.items()):
-            piece = rest.pop(0)
-            if not rest:
-                del self._live[id]
-            events.append(Event(id, (1,), piece, not rest, None if rest else "stop"))
-        return events
-
-    def abort(self, id: int) -> None:
-        self.aborted += self._live.pop(id, None) is not None
+        return [text[k : k + 3] for k in range(0, len(text), 3)]
 
 
 @dataclass
 class Site:
     url: str
-    engine: Scripted
+    engine: Speaker
     feedback: FeedbackStore
 
 
@@ -103,38 +74,17 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.fixture
-def site() -> Iterator[Site]:
-    import uvicorn
-
-    engine, feedback = Scripted(), FeedbackStore("sqlite://")
-    models = {
-        name: ServedModel(
-            name=name,
-            worker=Worker(engine),
-            render=engine.render,
-            context_length=4000,
-            weights="0123456789ab",
-            defaults=Sampling(temperature=0.3, max_tokens=2000),
-        )
-        for name in ("ppo",)
-    }
-    door = socket.create_server(("127.0.0.1", 0))
-    app = create_app(models, feedback)
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [door]}, daemon=True)
-    thread.start()
-    until(lambda: server.started)
-    yield Site(f"http://127.0.0.1:{door.getsockname()[1]}", engine, feedback)
-    server.should_exit = True
-    thread.join(10)
-    door.close()
-
-
-def until(holds: Callable[[], Any], seconds: float = 10.0) -> None:
-    end = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.01)
+def site(serve: Callable[[Any], Server]) -> Site:
+    engine, feedback = Speaker(), FeedbackStore("sqlite://")
+    model = ServedModel(
+        name="ppo",
+        worker=Worker(engine),
+        render=engine.render,
+        context_length=4000,
+        weights="0123456789ab",
+        defaults=Sampling(temperature=0.3, max_tokens=2000),
+    )
+    return Site(serve(create_app({"ppo": model}, feedback)).url, engine, feedback)
 
 
 def visit(browser: Any, site: Site, **options: Any) -> Any:
@@ -200,7 +150,7 @@ def test_escape_stops_the_answer_and_the_engine(browser: Any, site: Site) -> Non
     page.keyboard.press("Escape")
     page.locator(".tools").wait_for()
     assert "stopped" in page.locator(".tools").inner_text()
-    until(lambda: site.engine.aborted == 1)
+    until(lambda: len(site.engine.aborted) == 1)
     assert page.locator("#send").is_visible()
     assert page.locator(".tools .up").count() == 0, "half an answer is not to be judged"
 

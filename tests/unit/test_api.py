@@ -2,153 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import http.client
-import itertools
 import json
 import socket
-import threading
-import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from serving import WORDS, House, ScriptedEngine, Server, chunks, until
 
 from caravan.serve.api import create_app
-from caravan.serve.feedback import FeedbackStore
 from caravan.serve.run import Config, api_keys, check_door, is_loopback
-from caravan.serve.turn import ServedModel
 from caravan.serve.worker import Draining, Piece, QueueFull, Worker
 from caravan.types import Sampling, UserError
-
-
-@dataclass
-class Event:
-    id: int
-    new_ids: tuple[int, ...]
-    text: str
-    finished: bool
-    finish_reason: str | None = None
-
-
-class FakeEngine:
-    """Answers "<index> <text>" word by word; holds as long as `gate` is closed."""
-
-    def __init__(self, text: str = "one two three") -> None:
-        self.text = text
-        self.live: dict[int, list[str]] = {}
-        self.seen: list[tuple[list[int], Sampling, int]] = []
-        self.aborted: list[int] = []
-        self.gate = threading.Event()
-        self.gate.set()
-        self.fail_submit: Exception | None = None
-        self.fail_step: Exception | None = None
-        self._ids = itertools.count()
-
-    def submit(self, prompt_ids: Any, sampling: Sampling, *, index: int = 0) -> int:
-        if self.fail_submit:
-            raise self.fail_submit
-        self.seen.append((list(prompt_ids), sampling, index))
-        id = next(self._ids)
-        words = [*self.text.split(" ")][: sampling.max_tokens]
-        self.live[id] = [word if k == 0 else " " + word for k, word in enumerate(words)]
-        return id
-
-    def step(self) -> list[Event]:
-        if not self.gate.wait(0.005):
-            return []
-        if self.fail_step:
-            problem, self.fail_step = self.fail_step, None
-            raise problem
-        events = []
-        for id, words in list(self.live.items()):
-            word = words.pop(0)
-            if not words:
-                del self.live[id]
-            events.append(Event(id, (7,), word, not words, None if words else "stop"))
-        return events
-
-    def abort(self, id: int) -> None:
-        if self.live.pop(id, None) is not None:
-            self.aborted.append(id)
-
-
-class Server:
-    """The app on a real socket, in a thread."""
-
-    def __init__(self, app: Any) -> None:
-        import uvicorn
-
-        self.door = socket.create_server(("127.0.0.1", 0))
-        self.port = self.door.getsockname()[1]
-        self.url = f"http://127.0.0.1:{self.port}"
-        self.uvicorn = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
-        self.thread = threading.Thread(target=self.uvicorn.run, kwargs={"sockets": [self.door]}, daemon=True)
-        self.thread.start()
-        wait_until(lambda: self.uvicorn.started)
-
-    def close(self) -> None:
-        self.uvicorn.should_exit = True
-        self.thread.join(10)
-        self.door.close()
-
-
-def wait_until(holds: Any, seconds: float = 5.0) -> None:
-    end = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.005)
-
-
-@dataclass
-class House:
-    """A server with its engine and feedback, for one test."""
-
-    engine: FakeEngine
-    worker: Worker
-    feedback: FeedbackStore
-    server: Server
-    http: httpx.Client
-
-    def chat(self, **more: Any) -> httpx.Response:
-        body = {"model": "m", "messages": [{"role": "user", "content": "hi"}], **more}
-        return self.http.post("/v1/chat/completions", json=body)
-
-
-@contextlib.contextmanager
-def house(**options: Any) -> Iterator[House]:
-    engine = options.pop("engine", None) or FakeEngine()
-    worker = Worker(engine, max_running=options.pop("running", 4), max_queued=options.pop("queued", 2))
-    feedback = FeedbackStore("sqlite://")
-    model = ServedModel(
-        name="m",
-        worker=worker,
-        render=lambda messages: [3] * sum(len(m.content) for m in messages),
-        context_length=100,
-        weights="abcdef0123456789",
-        defaults=Sampling(temperature=0.3, max_tokens=50),
-    )
-    server = Server(create_app({"m": model}, feedback, **options))
-    try:
-        with httpx.Client(base_url=server.url, trust_env=False, timeout=10) as http:
-            yield House(engine, worker, feedback, server, http)
-    finally:
-        engine.gate.set()
-        server.close()
-
-
-@pytest.fixture
-def home() -> Iterator[House]:
-    with house() as it:
-        yield it
-
-
-def chunks(text: str) -> list[Any]:
-    data = [line[6:] for line in text.split("\n\n") if line.startswith("data: ")]
-    return [part if part == "[DONE]" else json.loads(part) for part in data]
 
 
 def test_a_whole_answer_has_the_expected_shape(home: House) -> None:
@@ -244,20 +112,20 @@ def test_a_prompt_beyond_the_context_is_refused_with_the_numbers(home: House) ->
     assert error["n_prompt_tokens"] == 100 and error["n_ctx"] == 100
 
 
-def test_a_full_queue_is_429_with_retry_after() -> None:
-    with house(running=1, queued=1) as home:
-        home.engine.gate.clear()
-        tickets = [home.worker.submit([1], Sampling(), lambda piece: None)]
-        wait_until(lambda: home.worker.stats()["running"] == 1)
-        tickets.append(home.worker.submit([1], Sampling(), lambda piece: None))
-        answer = home.chat()
-        assert answer.status_code == 429 and answer.json()["error"]["code"] == "queue_full"
-        assert 1 <= int(answer.headers["retry-after"]) <= 120
-        for ticket in tickets:
-            ticket.cancel()
-        wait_until(lambda: home.worker.stats() == {"running": 0, "waiting": 0})
-        home.engine.gate.set()
-        assert home.chat().status_code == 200
+def test_a_full_queue_is_429_with_retry_after(build: Callable[..., House]) -> None:
+    home = build(running=1, queued=1)
+    home.engine.gate.clear()
+    tickets = [home.worker.submit([1], Sampling(), lambda piece: None)]
+    until(lambda: home.worker.stats()["running"] == 1)
+    tickets.append(home.worker.submit([1], Sampling(), lambda piece: None))
+    answer = home.chat()
+    assert answer.status_code == 429 and answer.json()["error"]["code"] == "queue_full"
+    assert 1 <= int(answer.headers["retry-after"]) <= 120
+    for ticket in tickets:
+        ticket.cancel()
+    until(lambda: home.worker.stats() == {"running": 0, "waiting": 0})
+    home.engine.gate.set()
+    assert home.chat().status_code == 200
 
 
 def test_draining_is_503_and_finishes_what_runs(home: House) -> None:
@@ -269,7 +137,7 @@ def test_draining_is_503_and_finishes_what_runs(home: House) -> None:
     assert answer.status_code == 503 and answer.headers["retry-after"] == "5"
     assert home.http.get("/ready").status_code == 503 and home.http.get("/health").status_code == 200
     home.engine.gate.set()
-    wait_until(lambda: pieces and pieces[-1].finish_reason == "stop")
+    until(lambda: pieces and pieces[-1].finish_reason == "stop")
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -278,11 +146,11 @@ def test_who_hangs_up_frees_the_engine(home: House, stream: bool) -> None:
     body = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "stream": stream}
     line = http.client.HTTPConnection("127.0.0.1", home.server.port)
     line.request("POST", "/v1/chat/completions", json.dumps(body), {"Content-Type": "application/json"})
-    wait_until(lambda: home.worker.stats()["running"] == 1)
+    until(lambda: home.worker.stats()["running"] == 1)
     assert line.sock is not None
     line.sock.shutdown(socket.SHUT_RDWR)
     line.close()
-    wait_until(lambda: len(home.engine.aborted) == 1)
+    until(lambda: len(home.engine.aborted) == 1)
     assert home.worker.stats() == {"running": 0, "waiting": 0}
 
 
@@ -299,17 +167,17 @@ def test_a_failing_request_takes_only_itself_down(home: House) -> None:
     assert last["error"]["type"] == "server_error", "too late for a status: the error is an event"
 
 
-def test_the_key_is_asked_for_and_the_page_is_not_locked() -> None:
-    with house(api_key="s3cret") as home:
-        for head in ({}, {"authorization": "Bearer wrong"}, {"authorization": "s3cret"}):
-            answer = home.http.get("/v1/models", headers=head)
-            assert answer.status_code == 401 and answer.json()["error"]["code"] == "invalid_api_key"
-        assert home.http.get("/v1/models", headers={"authorization": "Bearer s3cret"}).status_code == 200
-        assert home.chat().status_code == 401
-        vote = {"kind": "vote", "id": "x", "vote": 1}
-        assert home.http.post("/feedback", json=vote).status_code == 401
-        assert home.http.get("/health").status_code == home.http.get("/").status_code == 200
-        assert home.http.get("/web/page.json").json()["needs_key"] is True
+def test_the_key_is_asked_for_and_the_page_is_not_locked(build: Callable[..., House]) -> None:
+    home = build(api_key="s3cret")
+    for head in ({}, {"authorization": "Bearer wrong"}, {"authorization": "s3cret"}):
+        answer = home.http.get("/v1/models", headers=head)
+        assert answer.status_code == 401 and answer.json()["error"]["code"] == "invalid_api_key"
+    assert home.http.get("/v1/models", headers={"authorization": "Bearer s3cret"}).status_code == 200
+    assert home.chat().status_code == 401
+    vote = {"kind": "vote", "id": "x", "vote": 1}
+    assert home.http.post("/feedback", json=vote).status_code == 401
+    assert home.http.get("/health").status_code == home.http.get("/").status_code == 200
+    assert home.http.get("/web/page.json").json()["needs_key"] is True
 
 
 def test_foreign_hosts_origins_types_and_large_bodies_are_refused(home: House) -> None:
@@ -355,7 +223,7 @@ def test_the_page_has_no_inline_code_and_names_nothing_outside() -> None:
 def test_votes_and_choices_reach_the_store(home: House) -> None:
     first, second = home.chat().json()["id"], home.chat().json()["id"]
     assert home.http.post("/feedback", json={"kind": "vote", "id": first, "vote": 1}).status_code == 200
-    home.engine.text = "another answer"
+    home.engine.script = lambda ids, sampling: ["another", " answer"]
     third = home.chat().json()["id"]
     given = {"kind": "choice", "chosen": third, "rejected": first}
     assert home.http.post("/feedback", json=given).status_code == 200
@@ -398,12 +266,12 @@ def test_the_openai_client_is_at_home(home: House) -> None:
 
 
 def test_the_worker_refuses_when_full_and_after_its_end() -> None:
-    engine = FakeEngine()
+    engine = ScriptedEngine(lambda ids, sampling: [WORDS])
     engine.gate.clear()
     worker = Worker(engine, max_running=1, max_queued=1)
     ended: list[Piece] = []
     worker.submit([1], Sampling(), ended.append)
-    wait_until(lambda: worker.stats()["running"] == 1)
+    until(lambda: worker.stats()["running"] == 1)
     worker.submit([1], Sampling(), ended.append)
     with pytest.raises(QueueFull):
         worker.submit([1], Sampling(), ended.append)
@@ -414,14 +282,14 @@ def test_the_worker_refuses_when_full_and_after_its_end() -> None:
 
 
 def test_a_deadline_ends_what_runs_and_what_waits() -> None:
-    engine = FakeEngine()
+    engine = ScriptedEngine(lambda ids, sampling: [WORDS])
     engine.gate.clear()
     worker = Worker(engine, max_running=1, max_queued=4, deadline_seconds=0.05)
     running: list[Piece] = []
     waiting: list[Piece] = []
     worker.submit([1], Sampling(), running.append)
     worker.submit([1], Sampling(), waiting.append)
-    wait_until(lambda: running and waiting)
+    until(lambda: running and waiting)
     assert running[-1].finish_reason == "length" and isinstance(waiting[-1].error, TimeoutError)
     worker.close()
 
@@ -440,7 +308,9 @@ def test_the_world_needs_a_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     check_door(cfg, api_keys(cfg))
 
 
-def test_the_real_engine_answers_alike_streamed_and_whole(tmp_path: Path) -> None:
+def test_the_real_engine_answers_alike_streamed_and_whole(
+    tmp_path: Path, serve: Callable[[Any], Server]
+) -> None:
     torch = pytest.importorskip("torch")
     from caravan.data.tokenizer import train
     from caravan.model.checkpoint import save_model
@@ -463,7 +333,7 @@ def test_the_real_engine_answers_alike_streamed_and_whole(tmp_path: Path) -> Non
     models = load_models(
         Config(model=str(tmp_path / "m"), name="m"), Store(tmp_path / "s"), Runtime(threads=1)
     )
-    server = Server(create_app(models, None))
+    server = serve(create_app(models, None))
     try:
         with httpx.Client(base_url=server.url, trust_env=False, timeout=30) as http:
             messages = [{"role": "user", "content": "你是谁？"}]
@@ -480,5 +350,4 @@ def test_the_real_engine_answers_alike_streamed_and_whole(tmp_path: Path) -> Non
             assert answer.json()["error"]["code"] == "context_length_exceeded"
             assert http.post("/feedback", json={"kind": "vote", "id": "x", "vote": 1}).status_code == 404
     finally:
-        server.close()
         torch.use_deterministic_algorithms(deterministic)
