@@ -4,10 +4,10 @@ N tokens, K experts chosen per token, M = N * K rows, X experts, D input width, 
 T rows.
 
 Rows are sorted by expert once (`Grouping`); a product then takes rows [M, D], weights [X, F, D] and the row
-at which each expert ends. torch's own grouped product is used where a self-test on the device and in the type
-says that it is there and right. Elsewhere (fp64, widths that are no multiple of 16 bytes) each expert's rows
-are cut into tiles, padded with zeros, and go through one batched product: at most M + X T rows, however uneven
-the choice.
+at which each expert ends. torch's own grouped product is used where a self-test on the device and in the
+type says that it is there and right. Elsewhere (fp64, widths that are no multiple of 16 bytes) each expert's
+rows are cut into tiles, padded with zeros, and go through one batched product: at most M + X T rows, however
+uneven the choice.
 
 Everything here is deterministic: tokens are gathered, never added up in an order left to the machine.
 """
@@ -127,7 +127,7 @@ class Tiles(NamedTuple):
 
 
 def tile(end_X: Tensor, rows: int) -> Tiles:
-    """One tile per expert, as long as its busiest one needs; shorter, several ones if that wastes too much."""
+    """One tile per expert, as long as the busiest needs; several shorter ones if that wastes too much."""
     n_expert = end_X.shape[0]
     begin_X = F.pad(end_X, (1, 0))[:-1].long()
     size_X = end_X.long() - begin_X
@@ -215,7 +215,7 @@ _grouped.register_autograd(_gradients, setup_context=_keep)
 
 
 def grouped_linear(x_MD: Tensor, w_XFD: Tensor, end_X: Tensor) -> Tensor:
-    """Same as `reference_grouped`, for rows [M, D] sorted by expert: [M, F]. Differentiable once in x and w."""
+    """Same as `reference_grouped`, for rows [M, D] sorted by expert: [M, F]. Differentiable once."""
     return _grouped(x_MD, w_XFD, end_X, True)
 
 
@@ -236,7 +236,7 @@ class Dispatch(torch.autograd.Function):
 
 
 class Combine(torch.autograd.Function):
-    """Sorted rows [M, D] and weights [N, K] to the weighted sum per token [N, D], summed in the weights' type.
+    """Sorted rows [M, D] and weights [N, K] to weighted sums per token [N, D], in the weights' type.
 
     dy[row] = weight * dout,  dweight = <y[row], dout>.
     """

@@ -1,8 +1,9 @@
 """A dense model made into one with experts, as the start of further training.
 
-`split` divides the neurons of every gated FFN among the experts (LLaMA-MoE, Zhu et al. 2024, arXiv:2406.16554):
-fewer computations per token, the same number of weights. `copies` gives every expert the whole FFN (sparse
-up-cycling, Komatsuzaki et al. 2023, arXiv:2212.05055): more weights, and at first the same function.
+`split` divides the neurons of every gated FFN among the experts (LLaMA-MoE, Zhu et al. 2024,
+arXiv:2406.16554): fewer computations per token, the same number of weights. `copies` gives every expert the
+whole FFN (sparse up-cycling, Komatsuzaki et al. 2023, arXiv:2212.05055): more weights, and at first the same
+function.
 
 D width, F inner width of the dense FFN, X experts, f = F / X inner width of a split expert.
 """

@@ -66,7 +66,7 @@ def oracle(model: Mixture, x_ND: Tensor) -> Tensor:
         members = [range(g * size, (g + 1) * size) for g in range(k.n_group)]
         rank = lambda g: sum(sorted(liking[e] for e in members[g])[-(1 if k.group_score == "max" else 2) :])  # noqa: E731, B023
         allowed = {e for g in sorted(range(k.n_group), key=rank)[-k.topk_group :] for e in members[g]}
-        chosen = sorted(allowed, key=lambda e: -liking[e])[: k.top_k]  # noqa: B023
+        chosen = sorted(allowed, key=lambda e: -liking[e])[: k.top_k]
         weights = {e: scores[e] for e in chosen}
         if k.renorm:
             total = sum(weights.values()) + k.eps
@@ -148,9 +148,8 @@ def test_impossible_knobs_are_refused() -> None:
 
 def spec_of(*knobs: MoE | None) -> Spec:
     attn = Attn(n_head=1, n_kv=1, head_dim=4)
-    layers = tuple(
-        Layer(attn=attn, norm=Norm(), ffn=FFN(kind="moe" if k else "glu", d_ff=5, act="silu", moe=k)) for k in knobs
-    )  # fmt: skip
+    ffns = [FFN(kind="moe" if k else "glu", d_ff=5, act="silu", moe=k) for k in knobs]
+    layers = tuple(Layer(attn=attn, norm=Norm(), ffn=ffn) for ffn in ffns)
     return Spec(vocab=7, d=4, layers=layers, final_norm=Norm(), max_pos=8)
 
 

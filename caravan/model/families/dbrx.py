@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from caravan.model import keys
+from caravan.model.families import llama
 from caravan.model.families.mixtral import choices, experts_of
 from caravan.model.spec import FFN, Attn, Layer, MoE, Norm, Rope, Spec
 
@@ -94,7 +95,7 @@ def config(value: Spec) -> dict[str, Any]:
     """Spec -> config.json."""
     attn, ffn, moe = value.attns[0], value.layers[0].ffn, experts_of(value)
     assert ffn is not None and attn.rope is not None
-    act = "gelu_pytorch_tanh" if ffn.act == "gelu_new" else ffn.act
+    act = llama.WRITTEN.get(ffn.act, ffn.act)
     return {
         "d_model": value.d,
         "n_heads": attn.n_head,

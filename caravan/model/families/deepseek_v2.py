@@ -1,12 +1,12 @@
 """DeepSeek-V2 and V2-Lite (DeepSeek-AI 2024, arXiv:2405.04434): latent attention; dense first layers, then
 many small experts, chosen within the best groups, beside shared ones that every token passes.
 
-The load-balancing loss of the paper is per sequence; ours is pooled over the batch, with the same coefficient.
+The load-balancing loss of the paper is per sequence; ours is pooled over the batch, with the same
+coefficient.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -15,7 +15,7 @@ from caravan.model import keys
 from caravan.model.families import llama
 from caravan.model.families.mixtral import choices, experts_of, with_experts
 from caravan.model.positions import yarn_scale
-from caravan.model.spec import FFN, MLA, Attn, Layer, MoE, Norm, Rope, Spec
+from caravan.model.spec import FFN, MLA, Attn, Layer, MoE, Norm, Spec
 
 ARCHITECTURE = "DeepseekV2ForCausalLM"
 CLASSIFIER = "DeepseekV2ForSequenceClassification"
@@ -28,7 +28,8 @@ CHECKPOINTS = (
 RULES = """
 table deepseek_v2 like qwen2_moe s/shared_expert./shared_experts./
 - mix.qkv; - mix.kn; - ffn.shared_gate; @.mlp.gate.e_score_correction_bias -> ffn.router_bias
-@.self_attn.{q_proj,q_b_proj} -> mix.{q,qb} : rope_mla_q; @.self_attn.kv_a_proj_with_mqa -> mix.kva : rope_mla_kv
+@.self_attn.{q_proj,q_b_proj} -> mix.{q,qb} : rope_mla_q
+@.self_attn.kv_a_proj_with_mqa -> mix.kva : rope_mla_kv
 @.self_attn.{q_a_proj,q_a_layernorm,kv_a_layernorm,kv_b_proj} -> mix.{qa,qn,kvn,kvb}
 """
 
@@ -88,7 +89,7 @@ def latent(config: Mapping[str, Any], moe: MoE, fp32: bool, interleaved: bool) -
     )
     if config.get("num_key_value_heads") not in (None, heads):
         raise keys.wrong("num_key_value_heads", config["num_key_value_heads"], f"{heads}, as there are heads")
-    rope = replace(rotation(config, mla.rope), fp32=fp32, interleaved=interleaved)
+    rope = replace(llama.rope(config, mla.rope), fp32=fp32, interleaved=interleaved)
     scaling, width = rope.scaling, mla.nope + mla.rope
     warmth = yarn_scale(scaling.factor, scaling.mscale_all_dim or 0.0) if scaling else 1.0
     norm = Norm(kind="rms", eps=keys.real(config, "rms_norm_eps", default=1e-6))
@@ -112,34 +113,6 @@ def latent(config: Mapping[str, Any], moe: MoE, fp32: bool, interleaved: bool) -
     return with_experts(base, lambda i: moe if i >= dense else None)
 
 
-MSCALES = ("mscale", "mscale_all_dim")
-
-
-def rotation(config: Mapping[str, Any], width: int) -> Rope:
-    """The Rope of the rotary slice, with YaRN's two temperatures."""
-    values = {**keys.table(config, "rope_scaling"), **keys.table(config, "rope_parameters")}
-    plain = {name: value for name, value in values.items() if name not in (*MSCALES, "partial_rotary_factor")}
-    rope = llama.rope({**config, "rope_parameters": plain, "rope_scaling": None}, width)
-    if rope.scaling is None:
-        return rope
-    keys.refuse(values, "type", "yarn")
-    keys.refuse(values, "rope_type", "yarn")
-    given = {name: keys.real(values, name) for name in MSCALES if values.get(name) is not None}
-    return replace(rope, scaling=replace(rope.scaling, **given))
-
-
-def rotation_config(rope: Rope) -> dict[str, Any]:
-    """Both spellings of it."""
-    result = llama.rope_config(rope)
-    if rope.scaling is not None:
-        more = {name: getattr(rope.scaling, name) for name in MSCALES}
-        more = {name: value for name, value in more.items() if value is not None}
-        for key in ("rope_scaling", "rope_parameters"):
-            result[key] = {**result[key], **more}
-        result["rope_scaling"]["type"] = "yarn"
-    return result
-
-
 def config(value: Spec) -> dict[str, Any]:
     """Spec -> config.json."""
     moe = experts_of(value)
@@ -157,7 +130,6 @@ def latent_config(value: Spec) -> dict[str, Any]:
     attn, moe, ffn = value.attns[0], experts_of(value), value.layers[0].ffn
     mla, rope = attn.mla, attn.rope
     assert mla is not None and rope is not None and ffn is not None
-    assert math.isfinite(attn.scale)
     return {
         "hidden_size": value.d,
         "intermediate_size": ffn.d_ff,
@@ -170,7 +142,7 @@ def latent_config(value: Spec) -> dict[str, Any]:
         "qk_rope_head_dim": mla.rope,
         "v_head_dim": mla.v,
         "attention_bias": attn.qkv_bias,
-        "hidden_act": "gelu_pytorch_tanh" if ffn.act == "gelu_new" else ffn.act,
+        "hidden_act": llama.WRITTEN.get(ffn.act, ffn.act),
         "rms_norm_eps": value.layers[0].norm.eps,
         "max_position_embeddings": value.max_pos,
         "vocab_size": value.vocab,
@@ -184,5 +156,5 @@ def latent_config(value: Spec) -> dict[str, Any]:
         "n_group": moe.n_group,
         "topk_group": moe.topk_group,
         "routed_scaling_factor": moe.scale,
-        **rotation_config(rope),
+        **llama.rope_config(rope),
     }

@@ -1,9 +1,9 @@
 """Grok-1 (xAI 2024): 8 experts of which 2 are chosen without renormalisation, norms before and after every
 branch, scores capped at 30.
 
-Written in the layout of the PyTorch port, which other engines open. The names of the original JAX program are
-read as well (`opened`), with its 8-bit weights: matrices are stored [in, out] there, the experts of a layer in
-one slab.
+Written in the layout of the PyTorch port, which other engines open. The names of the original JAX program
+are read as well (`opened`), with its 8-bit weights: matrices are stored [in, out] there, the experts of a
+layer in one slab.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ def spec(config: Mapping[str, Any]) -> Spec:
     keys.refuse(config, "attention_bias", False)
     keys.refuse(config, "mlp_bias", False)
     base = llama.spec({"rope_theta": 1e6, "rms_norm_eps": 1e-5, "num_key_value_heads": 8, **config})
-    window = config.get("sliding_window")
+    window = llama.window(config)
     experts = keys.size(config, "num_local_experts", "num_experts", default=8)
     moe = MoE(
         n_expert=experts,

@@ -40,14 +40,13 @@ def _windows(config: Mapping[str, Any], layers: int) -> list[int | None]:
     `max_window_layers` means, so it alone is not enough."""
     if not keys.flag(config, "use_sliding_window", default=False):
         return [None] * layers
-    kinds = config.get("layer_types")
-    if not kinds:
-        raise UserError("config.json: 'use_sliding_window' is true but there is no 'layer_types'",
-                        "say for each layer: full_attention or sliding_attention")  # fmt: skip
-    if len(kinds) != layers or set(kinds) - {"full_attention", "sliding_attention"}:
-        raise keys.wrong("layer_types", kinds, f"full_attention or sliding_attention for {layers} layers")
-    size = keys.size(config, "sliding_window")
-    return [size if kind == "sliding_attention" else None for kind in kinds]
+    if not config.get("layer_types"):
+        raise UserError(
+            "config.json: 'use_sliding_window' is true but there is no 'layer_types'",
+            "say for each layer: full_attention or sliding_attention",
+        )
+    size = llama.window(config, 4096)
+    return [size if slides else None for slides in llama.layer_kinds(config, layers, bool)]
 
 
 def experts(config: Mapping[str, Any], default: int, top_k: int, aux_coef: float = 0.001) -> MoE:
@@ -97,5 +96,5 @@ def config(value: Spec) -> dict[str, Any]:
         "qkv_bias": value.attns[0].qkv_bias,
         "use_sliding_window": size is not None,
         "sliding_window": size,
-        "layer_types": ["sliding_attention" if w else "full_attention" for w in windows],
+        "layer_types": llama.written_kinds(value),
     }

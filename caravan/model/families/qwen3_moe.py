@@ -27,7 +27,7 @@ def spec(config: Mapping[str, Any]) -> Spec:
     keys.refuse(config, "mlp_bias", False)
     base = llama.spec({"num_key_value_heads": 4, **config})
     windowed = keys.flag(config, "use_sliding_window", default=False)
-    window = keys.size(config, "sliding_window", default=4096) if windowed else None
+    window = llama.window(config, 4096) if windowed else None
     norm = base.layers[0].norm
     base = llama.with_attention(base, lambda i, attn: replace(attn, qk_norm=norm, window=window))
     moe = experts(config, default=128, top_k=8)

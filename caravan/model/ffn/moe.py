@@ -91,7 +91,7 @@ def _best_two(choice_NGX: Tensor) -> Tensor:
 class Mixture(nn.Module):
     """sum over the chosen of weight * expert(x), plus the shared expert if there is one.
 
-    Parameters: `router` [X, D]; `router_bias` [X] in fp32 (never trained by gradient: see `moved_bias`); `xin`
+    Parameters: `router` [X, D]; `router_bias` [X] (never trained by gradient: see `moved_bias`); `xin`
     [X, 2F, D] with gate over up; `xout` [X, D, F]; `shared`, a glu; `shared_gate` [1, D].
     """
 
