@@ -16,6 +16,7 @@ from typing import Any
 import orjson
 import zstandard
 
+from caravan.data.clean import Rejection
 from caravan.data.formats import Problem
 from caravan.types import Conversation, Document, Message, Ranking, UserError
 
@@ -25,6 +26,18 @@ SPLITS = ("train", "heldout")
 def dump(value: Document | Conversation | Ranking) -> bytes:
     """One line of JSON."""
     return orjson.dumps(value, option=orjson.OPT_APPEND_NEWLINE)
+
+
+def dump_removed(document: Document, verdict: Rejection) -> bytes:
+    """One line about a document that was removed: which rule did it, why, and how the text begins."""
+    row = {
+        "id": document.id,
+        "source": document.source,
+        "rule": verdict.rule,
+        "reason": verdict.reason,
+        "text": document.text[:500],
+    }
+    return orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE)
 
 
 @contextmanager

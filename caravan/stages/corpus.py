@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 import orjson
 
-from caravan.data import clean, dedup, formats, records
+from caravan.data import clean, dedup, formats, records, steps
+from caravan.data.clean import Rejection
+from caravan.data.steps import Item
 from caravan.stage import Runtime
 from caravan.store import Artefact
 from caravan.types import Document, UserError
@@ -48,93 +50,163 @@ def run(cfg: Config, inputs: Mapping[str, Artefact], out: Path, rt: Runtime) -> 
     quarantine = records.Quarantine(out / "quarantine.jsonl", root, rt.strict)
     limits = formats.Limits(record_bytes=cfg.record_bytes, document_chars=cfg.document_chars)
     chosen: dict[str, str] = {}
-    sieve = _Sieve(cfg)
+    tally = _Tally()
     spool = records.Spool(rt.work / "clean.jsonl")
-    bytes_in = 0
+    signatures: list[np.ndarray] = []
+    known: set[bytes] = set()
+    read = _read(root, quarantine, limits, chosen, tally)
     with records.packed_writer(out / "removed.jsonl.zst") as removed:
-        for found in formats.read_all(root, "corpus", quarantine, limits, chosen):
-            assert isinstance(found.value, Document)
-            bytes_in += _size(found.value.text)
-            document, rejection = sieve(found.value)
-            if rejection is None:
-                spool.add(records.dump(document), records.digest_of(document.text), found.split)
-            else:
-                sieve.note(document, rejection)
-                removed.write(_removed(document, rejection))
-            rt.report(sieve.seen, 0, "documents")
-        drop = dedup.near_duplicates(sieve.signatures, cfg.near_duplicates) if cfg.near_duplicates else {}
-        kept = _write(cfg, out, spool, drop, sieve, removed)
+        for batch in steps.mapped(judged(cfg), steps.item_batches(read), steps.workers(rt.threads)):
+            for item, verdict in batch:
+                verdict = verdict or _exact(item, known)
+                if verdict is None:
+                    spool.add(records.dump(item.document), item.found["digest"], item.split)
+                    if cfg.near_duplicates:
+                        signatures.append(item.found["signature"])
+                else:
+                    tally.note(item.document, verdict)
+                    removed.write(records.dump_removed(item.document, verdict))
+            tally.judged += len(batch)
+            rt.report(tally.judged, 0, "documents")
+        drop = dedup.near_duplicates(signatures, cfg.near_duplicates) if cfg.near_duplicates else {}
+        kept = _write(cfg, out, spool, drop, tally, removed)
     if not kept["train"]:
         raise UserError(
-            "nothing is left of the text: " + _why(sieve, quarantine), "look at the rules with --help"
+            "nothing is left of the text: " + _why(tally, quarantine), "look at the rules with --help"
         )
     return {
-        "documents_in": sieve.seen,
+        "documents_in": tally.seen,
         "documents_out": kept["train"] + kept["heldout"],
-        "bytes_in": bytes_in,
+        "bytes_in": tally.bytes_in,
         "bytes_out": kept["train_bytes"] + kept["heldout_bytes"],
         **kept,
         "heldout_share": round(kept["heldout"] / (kept["train"] + kept["heldout"]), 4),
-        "languages": {k: dict(v) for k, v in sorted(sieve.languages.items())},
-        "removed": dict(sorted(sieve.removed.items())),
-        "removed_samples": dict(sorted(sieve.samples.items())),
+        "languages": {k: dict(v) for k, v in sorted(tally.languages.items())},
+        "removed": dict(sorted(tally.removed.items())),
+        "removed_samples": dict(sorted(tally.samples.items())),
         "files": len(chosen),
         "formats": dict(sorted(Counter(chosen.values()).items())),
         **quarantine.facts(),
     }
 
 
-class _Sieve:
-    """The rules in their order, and what they did."""
+def judged(cfg: Config) -> steps.Steps:
+    """What is asked of each document alone, in this order."""
+    chain: list[steps.Step] = [_Clean(), _Length(cfg.min_chars, cfg.max_chars)]
+    if cfg.languages:
+        chain.append(_Languages(cfg.languages))
+    return steps.Steps((*chain, _Shingles(cfg.repetition, bool(cfg.near_duplicates))))
 
-    def __init__(self, cfg: Config) -> None:
-        self.cfg = cfg
-        self.seen = 0
-        self.signatures: list[np.ndarray] = []
+
+@dataclass(frozen=True)
+class _Clean:
+    """A tidy text, its digest, its language and an id. Removes nothing."""
+
+    name = "clean"
+
+    def __call__(self, items: Sequence[Item]) -> list[Rejection | None]:
+        for item in items:
+            document = item.document
+            text = clean.normalise(document.text)
+            digest = records.digest_of(text)
+            lang = document.lang or clean.language(text)
+            item.found["digest"] = digest
+            item.document = replace(document, text=text, lang=lang, id=document.id or digest[:16])
+        return [None] * len(items)
+
+
+@dataclass(frozen=True)
+class _Length:
+    low: int
+    high: int
+    name = "length"
+
+    def __call__(self, items: Sequence[Item]) -> list[Rejection | None]:
+        return [self._judge(len(item.document.text)) for item in items]
+
+    def _judge(self, size: int) -> Rejection | None:
+        if size < self.low:
+            return Rejection("too_short", f"{size} characters (at least {self.low})")
+        if size > self.high:
+            return Rejection("too_long", f"{size:,} characters (at most {self.high:,})")
+        return None
+
+
+@dataclass(frozen=True)
+class _Languages:
+    keep: tuple[str, ...]
+    name = "language"
+
+    def __call__(self, items: Sequence[Item]) -> list[Rejection | None]:
+        langs = (item.document.lang for item in items)
+        allowed = ", ".join(self.keep)
+        return [
+            None if x in self.keep else Rejection("language", f"{x}, not one of {allowed}") for x in langs
+        ]
+
+
+_HASHES = dedup.WordHashes()
+
+
+@dataclass(frozen=True)
+class _Shingles:
+    """Rules of repetition, and the signature by which near duplicates are found afterwards."""
+
+    repetition: bool
+    signature: bool
+    name = "repetition"
+
+    def __call__(self, items: Sequence[Item]) -> list[Rejection | None]:
+        return [self._judge(item) for item in items]
+
+    def _judge(self, item: Item) -> Rejection | None:
+        text, lang = item.document.text, item.document.lang
+        unspaced = lang in clean.UNSPACED
+        words = [] if unspaced else clean.WORD.findall(text.lower())
+        units = dedup.char_hashes(text) if unspaced else _HASHES(words)
+        if self.repetition and (rejection := clean.repetition(text, words, units, lang)):
+            return rejection
+        if self.signature:
+            item.found["signature"] = dedup.signature(units)
+        return None
+
+
+def _exact(item: Item, known: set[bytes]) -> Rejection | None:
+    digest = bytes.fromhex(item.found["digest"])
+    if digest in known:
+        return Rejection("exact_duplicate", "the same text came before")
+    known.add(digest)
+    return None
+
+
+class _Tally:
+    """What was read, what was removed and by which rule, with a few examples."""
+
+    def __init__(self) -> None:
+        self.seen = self.judged = self.bytes_in = 0
         self.removed: Counter[str] = Counter()
         self.samples: dict[str, list[str]] = {}
         self.languages: dict[str, Counter[str]] = {}
-        self._texts: set[bytes] = set()
-        self._hash = dedup.WordHashes()
 
-    def __call__(self, document: Document) -> tuple[Document, clean.Rejection | None]:
-        self.seen += 1
-        text = clean.normalise(document.text)
-        lang = document.lang or clean.language(text)
-        digest = records.digest_of(text)
-        document = replace(document, text=text, lang=lang, id=document.id or digest[:16])
-        cfg = self.cfg
-        if len(text) < cfg.min_chars:
-            return document, clean.Rejection(
-                "too_short", f"{len(text)} characters (at least {cfg.min_chars})"
-            )
-        if len(text) > cfg.max_chars:
-            return document, clean.Rejection(
-                "too_long", f"{len(text):,} characters (at most {cfg.max_chars:,})"
-            )
-        if cfg.languages and lang not in cfg.languages:
-            return document, clean.Rejection("language", f"{lang}, not one of {', '.join(cfg.languages)}")
-        if bytes.fromhex(digest) in self._texts:
-            return document, clean.Rejection("exact_duplicate", "the same text came before")
-        unspaced = lang in clean.UNSPACED
-        words = [] if unspaced else clean.WORD.findall(text.lower())
-        units = dedup.char_hashes(text) if unspaced else self._hash(words)
-        if cfg.repetition and (rejection := clean.repetition(text, words, units, lang)):
-            return document, rejection
-        self._texts.add(bytes.fromhex(digest))
-        if cfg.near_duplicates:
-            self.signatures.append(dedup.signature(units))
-        return document, None
-
-    def note(self, document: Document, rejection: clean.Rejection) -> None:
+    def note(self, document: Document, rejection: Rejection) -> None:
         self.removed[rejection.rule] += 1
         samples = self.samples.setdefault(rejection.rule, [])
         if len(samples) < 3:
             samples.append(f"{rejection.reason}: {document.text[:120]}")
 
 
+def _read(
+    root: Path, quarantine: records.Quarantine, limits: formats.Limits, chosen: dict[str, str], tally: _Tally
+) -> Iterator[Item]:
+    for found in formats.read_all(root, "corpus", quarantine, limits, chosen):
+        assert isinstance(found.value, Document)
+        tally.seen += 1
+        tally.bytes_in += _size(found.value.text)
+        yield Item(found.value, found.split)
+
+
 def _write(
-    cfg: Config, out: Path, spool: records.Spool, drop: Mapping[int, int], sieve: _Sieve, removed: Any
+    cfg: Config, out: Path, spool: records.Spool, drop: Mapping[int, int], tally: _Tally, removed: Any
 ) -> dict[str, int]:
     """Everything that stays, to its split; what an earlier document resembles, to the removed ones."""
     kept = {"train": 0, "heldout": 0, "train_bytes": 0, "heldout_bytes": 0}
@@ -145,35 +217,24 @@ def _write(
         for index, (split, line) in enumerate(spool.split(cfg.heldout_share)):
             document = Document(**orjson.loads(line))
             if index in drop:
-                rejection = clean.Rejection(
+                rejection = Rejection(
                     "near_duplicate", f"resembles document {drop[index]} of those kept before"
                 )
-                sieve.note(document, rejection)
-                removed.write(_removed(document, rejection))
+                tally.note(document, rejection)
+                removed.write(records.dump_removed(document, rejection))
                 continue
             size = _size(document.text)
             (train if split == "train" else heldout).write(line)
             kept[split] += 1
             kept[f"{split}_bytes"] += size
-            sieve.languages.setdefault(document.lang, Counter()).update(documents=1, bytes=size)
+            tally.languages.setdefault(document.lang, Counter()).update(documents=1, bytes=size)
     return kept
-
-
-def _removed(document: Document, rejection: clean.Rejection) -> bytes:
-    row = {
-        "id": document.id,
-        "source": document.source,
-        "rule": rejection.rule,
-        "reason": rejection.reason,
-        "text": document.text[:500],
-    }
-    return orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE)
 
 
 def _size(text: str) -> int:
     return len(text.encode("utf-8", "replace"))
 
 
-def _why(sieve: _Sieve, quarantine: records.Quarantine) -> str:
-    reasons = [f"{n} {rule.replace('_', ' ')}" for rule, n in sorted(sieve.removed.items())]
-    return ", ".join([f"{sieve.seen} documents read", *reasons, f"{quarantine.count} quarantined"])
+def _why(tally: _Tally, quarantine: records.Quarantine) -> str:
+    reasons = [f"{n} {rule.replace('_', ' ')}" for rule, n in sorted(tally.removed.items())]
+    return ", ".join([f"{tally.seen} documents read", *reasons, f"{quarantine.count} quarantined"])
