@@ -171,6 +171,25 @@ class _Dict:
         return dict.fromkeys(*given)
 
 
+class _Namespace(jinja2.utils.Namespace):
+    """`namespace` for templates, without names that begin with an underscore."""
+
+    def __init__(*given: Any, **entries: Any) -> None:
+        self, pairs = given[0], dict(*given[1:], **entries)
+        for name in pairs:
+            _public(name)
+        jinja2.utils.Namespace.__init__(self, pairs)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        _public(name)
+        super().__setitem__(name, value)
+
+
+def _public(name: Any) -> None:
+    if isinstance(name, str) and name.startswith("_"):
+        raise jinja2.exceptions.SecurityError(f"a namespace cannot hold {name!r}")
+
+
 TODAY = datetime(2024, 7, 26)
 """The day every template is told (Llama 3.1's own default). The real one would change what is trained from
 day to day, part the served prompt from the trained one, and break exact resume over midnight."""
@@ -188,6 +207,7 @@ def _compiled(source: str) -> jinja2.Template:
     environment.globals["raise_exception"] = _refuse
     environment.globals["strftime_now"] = _today
     environment.globals["dict"] = _Dict()
+    environment.globals["namespace"] = _Namespace
     try:
         return environment.from_string(source)
     except jinja2.TemplateSyntaxError as error:
