@@ -21,7 +21,7 @@ from torch import Tensor
 
 from caravan.engine.lanes import Lanes, Pair
 from caravan.engine.scheduler import Row
-from caravan.kernels.alibi import alibi_slopes
+from caravan.kernels.attention import alibi_slopes
 from caravan.model.spec import Attn
 
 _GROUP_WASTE = 1.5
@@ -35,7 +35,7 @@ class _Queries:
     pos_PT: Tensor
     """Position of every query; padding repeats a row's last."""
     prefix_P: Tensor | None
-    """Positions before this one are seen by all of the row; None: only the past is seen."""
+    """Positions before this one see each other; None: only the past is seen."""
     ragged: bool
     """Whether anything is hidden from anybody among the keys asked for."""
     biases: dict[Any, Tensor | None] = field(default_factory=dict)
@@ -55,10 +55,11 @@ class _Queries:
         key_S = torch.arange(first, first + width, device=self.pos_PT.device)
         back_PTS = self.pos_PT[:, :, None] - key_S
         hidden_PTS = back_PTS < 0
-        if self.prefix_P is not None:
-            hidden_PTS &= key_S >= self.prefix_P[:, None, None]
         if attn.window is not None:
             hidden_PTS |= back_PTS >= attn.window
+        if self.prefix_P is not None:
+            end_P11 = self.prefix_P[:, None, None]
+            hidden_PTS &= (key_S >= end_P11) | (self.pos_PT[:, :, None] >= end_P11)
         bias_PHTS = torch.zeros(back_PTS.shape, device=back_PTS.device).unsqueeze(1)
         if attn.alibi:
             slope_H = alibi_slopes(attn.n_head, attn.alibi_max).to(back_PTS.device) * attn.alibi_scale
