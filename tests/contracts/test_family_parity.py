@@ -101,6 +101,8 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     if case.hf is not None:
         hf = case.hf()
         hf.save_pretrained(folder)  # before any forward pass: some classes rescale weights in place
+        if case.disguise is not None:
+            case.disguise(folder)
     else:
         assert case.oracle and case.config and case.tensors, f"{case.name} needs hf or an oracle"
         (folder / "config.json").write_text(json.dumps(case.config))

@@ -57,6 +57,8 @@ class Case:
     config: Mapping[str, Any] | None = None
     tensors: Callable[[], dict[str, Tensor]] | None = None
     """Weights under the names of the family's files (oracle only)."""
+    disguise: Callable[[Path], None] | None = None
+    """Rewrites what transformers saved into the family's own layout, for layouts without a class."""
     wrong: Callable[[Any], Any]
     """The Spec with one knob turned the wrong way: must be noticed."""
     tolerance: float = TOLERANCE
