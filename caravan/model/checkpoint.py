@@ -70,7 +70,23 @@ def read_tensors(folder: Path | str, config: Mapping[str, Any]) -> Mapping[str, 
 def load_model(
     folder: Path | str, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
 ) -> Decoder:
-    """A folder in Hugging Face layout -> Decoder in `dtype` on `device`.
+    """A folder in Hugging Face layout -> Decoder in `dtype` on `device`: a model that writes text.
+
+    Raises UserError for encoders and models of several parts, and as `load_backbone` does.
+    """
+    config = read_config(folder)
+    if hasattr(_family(config, folder), "POOL") or hasattr(_family(config, folder), "MODULE"):
+        raise UserError(
+            f"{folder}: '{config['model_type']}' is not a language model that reads from left to right",
+            "`caravan reward --base` takes encoders; see docs/encoders.md",
+        )
+    return load_backbone(folder, dtype, device)
+
+
+def load_backbone(
+    folder: Path | str, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+) -> Decoder:
+    """A folder in Hugging Face layout -> its Decoder, or the module of its own that the family has.
 
     Raises UserError for unknown families, missing or left-over tensors (naming the key), wrong shapes,
     damaged files.

@@ -6,7 +6,7 @@ Shards are opened lazily; saved files are the same bytes for the same tensors.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +83,24 @@ class TensorFolder(Mapping[str, Tensor]):
 
     def __getitem__(self, key: str) -> Tensor:
         return self._file(self.where[key]).get_tensor(key)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.where)
+
+    def __len__(self) -> int:
+        return len(self.where)
+
+
+class Renamed(Mapping[str, Tensor]):
+    """The same tensors under other names, still read when asked for."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], name: Callable[[str], str]) -> None:
+        self.tensors = tensors
+        self.where = {name(key): key for key in tensors}
+        assert len(self.where) == len(tensors), "two tensors of one name"
+
+    def __getitem__(self, key: str) -> Tensor:
+        return self.tensors[self.where[key]]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.where)

@@ -31,7 +31,7 @@ from caravan.data.render import Rendered, render_pair
 from caravan.data.tokenizer import Tokenizer
 from caravan.engine import score
 from caravan.evals.stats import bootstrap
-from caravan.model.checkpoint import check_vocab, fresh_head, load_model, save_reward
+from caravan.model.checkpoint import check_vocab, fresh_head, load_backbone, save_reward
 from caravan.model.decoder import Decoder
 from caravan.model.heads import RewardModel
 from caravan.model.sizes import suggested_lr
@@ -94,7 +94,7 @@ def run(cfg: Config, inputs: Mapping[str, Artefact], out: Path, rt: Runtime) -> 
     machine = runtime.setup(rt, cfg.seed, cfg.precision)
     base, data = inputs["base"].path, inputs["data"].path
     tok = Tokenizer.load(base)
-    model = fresh(load_model(base, device=machine.device), cfg.seed)
+    model = fresh(load_backbone(base, device=machine.device), cfg.seed)
     check_vocab(model.decoder.spec, tok.vocab_size)
     limit = min(cfg.context or model.decoder.spec.context, model.decoder.spec.context)
     train = need(load_rankings(data / "train.jsonl", tok, limit), data / "train.jsonl")

@@ -74,7 +74,7 @@ def bare(**values: Any) -> Case:
     return classifier(
         **{
             "run": states, "run_hf": lambda m, ids: m(ids).last_hidden_state,
-            "load": checkpoint.load_model, "save": None,
+            "load": checkpoint.load_backbone, "save": None,
         } | values
     )  # fmt: skip
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from caravan.model.checkpoint import load_backbone
 from tests.families import Case, drawn
 from tests.families.bert import APART, rebuild
 
@@ -89,6 +90,7 @@ CASES = [
         tensors=weights,
         wrong=unscaled_patches,
         run=spelled,
+        load=load_backbone,
         rebuild=rebuild,
         ids=lambda: torch.randint(0, 257, (2, 20), generator=torch.Generator().manual_seed(2)),
         packing=APART,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from caravan.model.checkpoint import load_backbone
 from tests.families import VOCAB, Case, causal, wrong_ffn, wrong_spec
 from tests.families.bert import rebuild
 
@@ -27,6 +28,7 @@ def case(name: str, wrong: Any, **values: Any) -> Case:
         name=name,
         hf=causal("CpmAnt", ANT | values),
         wrong=wrong,
+        load=load_backbone,
         rebuild=rebuild,
         left_pad="the class takes id 0 for padding and counts it from the wrong end",
         decode="a new token changes what earlier ones saw",

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from caravan.model.checkpoint import load_backbone
 from tests.families import VOCAB, Case, drawn, wrong_spec
 from tests.families.bert import rebuild
 
@@ -130,6 +131,7 @@ def case(name: str, wrong: Any, tied: bool) -> Case:
         config=BEE | {"tie_word_embeddings": tied},
         tensors=lambda: weights(tied),
         wrong=wrong,
+        load=load_backbone,
         rebuild=rebuild,
         decode="the bias belongs to pairs of tokens; the engine has no place for it",
         compile="rows are grouped by length outside the graph",

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from caravan.kernels.attention import Segments
+from caravan.model.checkpoint import load_backbone
 from tests.families import VOCAB, Case, tiny, wrong_attn, wrong_ffn, wrong_spec
 from tests.families.bert import APART, bare, batch, classifier, rebuild
 
@@ -49,6 +50,7 @@ def both(**values: Any) -> Case:
     return Case(
         run=written,
         run_hf=lambda m, ids: m(input_ids=ids, decoder_input_ids=target(ids), use_cache=False).logits,
+        load=load_backbone,
         rebuild=rebuild,
         packing=APART,
         left_pad=APART,

@@ -6,12 +6,16 @@ Other heads of a file (masked language model, next sentence) are kept beside the
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
+
+from torch import Tensor
 
 from caravan.model import keys
 from caravan.model.heads import Pool
 from caravan.model.spec import FFN, Attn, Layer, Norm, Spec
+from caravan.model.tensors import Renamed
 
 ARCHITECTURE = "BertModel"
 CLASSIFIER = "BertForSequenceClassification"
@@ -30,6 +34,13 @@ drop embeddings\.position_ids$
 """
 KEPT = r"^cls\.|(^|\.)pooler\.dense\.|^classifier\.|^qa_outputs\."
 """Heads that a use of the file may not need."""
+
+
+def opened(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Early files call the gain and the offset of a norm gamma and beta; we write them as weight and bias."""
+    modern = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
+    ends = re.compile(r"LayerNorm\.(gamma|beta)$")
+    return Renamed(tensors, lambda key: ends.sub(lambda found: modern[found[0]], key))
 
 
 def spec(config: Mapping[str, Any]) -> Spec:

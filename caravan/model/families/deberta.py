@@ -7,7 +7,7 @@ from typing import Any
 
 from caravan.model import keys
 from caravan.model.encoders.deberta import Deberta, DebertaSpec
-from caravan.model.families import deberta_v2
+from caravan.model.families import bert, deberta_v2
 from caravan.model.heads import Pool
 
 ARCHITECTURE = "DebertaModel"
@@ -30,6 +30,7 @@ drop embeddings\.position_ids$
 pooler.dense -> pool; classifier -> score
 """
 KEPT = deberta_v2.KEPT
+opened = bert.opened
 
 
 def spec(config: Mapping[str, Any]) -> DebertaSpec:

@@ -7,6 +7,7 @@ from typing import Any
 
 from caravan.model import keys
 from caravan.model.encoders.deberta import Conv, Deberta, DebertaSpec
+from caravan.model.families import bert
 from caravan.model.heads import Pool
 from caravan.model.spec import FFN, Attn, Layer, Norm
 
@@ -36,6 +37,7 @@ KEPT = (
     r"|embeddings\.position_embeddings\."
 )
 """Heads that a use of the file may not need; positions that only the masked-language-model head reads."""
+opened = bert.opened
 
 
 def spec(config: Mapping[str, Any]) -> DebertaSpec:

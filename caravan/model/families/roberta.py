@@ -29,6 +29,7 @@ classifier.{dense,out_proj} -> {pool,score}
 """
 KEPT = r"^lm_head\.|(^|\.)pooler\.dense\.|^classifier\.|^qa_outputs\."
 """Heads that a use of the file may not need. The pooler of the bare model is none of the classifier's."""
+opened = bert.opened
 
 
 def spec(config: Mapping[str, Any]) -> Spec:
