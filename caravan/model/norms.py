@@ -49,6 +49,7 @@ class WideNorm(nn.Module):
         return unit.to(like.dtype)
 
     def _gain(self, unit: Tensor, like: Tensor) -> Tensor:
+        assert self.weight is not None
         return self._shift(unit.to(like.dtype) * (self.weight + self.offset), self.bias)
 
     def _gain_wide(self, unit: Tensor, like: Tensor) -> Tensor:

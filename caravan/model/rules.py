@@ -272,9 +272,9 @@ def plan(table: Table, spec: Spec, canonical: Collection[str]) -> list[Step]:
         pattern = name[: found.start(1)] + "{i}" + name[found.end(1) :] if found else name
         stem, _, suffix = pattern.rpartition(".")
         for key, end in ((pattern, ""), (stem, f".{suffix}")):
-            rule = next((r for t in (key, key.replace("{i}", index)) for r in exact.get(t, ())), None)
-            if rule is not None:
-                steps.append(_step(name, rule, index, end, spec))
+            found_rules = [r for t in (key, key.replace("{i}", index)) for r in exact.get(t, ())]
+            if found_rules:
+                steps.append(_step(name, found_rules[0], index, end, spec))
                 break
         else:
             raise ValueError(f"no rule makes {name}")

@@ -28,15 +28,8 @@ def spec(config: Mapping[str, Any]) -> Spec:
     norm = Norm(kind="layer", eps=keys.real(config, "layer_norm_eps", default=1e-5), gain_fp32=True)
     value = llama.with_layers(llama.with_norm(value, norm), parallel=True, shared_norm=True)
     heads = norm if keys.flag(config, "use_qk_norm", default=False) else None
-    value = llama.with_attention(
-        value,
-        lambda i, attn: replace(
-            attn,
-            qk_norm=heads,
-            qk_norm_over="per_head",
-            rope=replace(attn.rope, interleaved=True, fp32=True),
-        ),
-    )
+    value = llama.with_attention(value, lambda i, attn: replace(attn, qk_norm=heads, qk_norm_over="per_head"))
+    value = llama.with_rope(value, interleaved=True, fp32=True)
     return replace(value, logit_scale=keys.real(config, "logit_scale", default=0.0625))
 
 

@@ -23,10 +23,8 @@ def spec(config: Mapping[str, Any]) -> Spec:
     """config.json -> Spec; `attention_bias` is about q, k and v only."""
     full = {"rms_norm_eps": 1.5625e-7, "num_key_value_heads": 2, "head_dim": 128, "attention_bias": True,
             "max_position_embeddings": 131_072, **config, "mlp_bias": False}  # fmt: skip
-    return llama.with_attention(
-        llama.spec(full, share=0.5),
-        lambda i, attn: replace(attn, o_bias=False, rope=replace(attn.rope, interleaved=True)),
-    )
+    value = llama.with_attention(llama.spec(full, share=0.5), lambda i, attn: replace(attn, o_bias=False))
+    return llama.with_rope(value, interleaved=True)
 
 
 def config(value: Spec) -> dict[str, Any]:

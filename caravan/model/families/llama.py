@@ -80,23 +80,16 @@ def rope_scaling(values: Mapping[str, Any], config: Mapping[str, Any], dim: int)
     if kind == "dynamic":
         return RopeScaling(kind=kind, factor=_factor(values), original_context=context)
     if kind == "longrope":
-        factors = {
-            name: tuple(float(x) for x in keys.find(values, (name,))[1])
-            for name in ("short_factor", "long_factor")
-        }
-        for name, numbers in factors.items():
-            if len(numbers) != dim // 2 or not all(x > 0 for x in numbers):
-                raise keys.wrong(name, list(numbers), f"{dim // 2} positive numbers")
-        factor = keys.real(values, "factor", default=context / original)
         return RopeScaling(
             kind=kind,
-            factor=factor,
+            factor=keys.real(values, "factor", default=context / original),
             original_context=original,
             attention_factor=_optional(values, "attention_factor"),
-            **factors,
+            short_factor=_divisors(values, "short_factor", dim // 2),
+            long_factor=_divisors(values, "long_factor", dim // 2),
         )
     numbers = ("low_freq_factor", "high_freq_factor") if kind == "llama3" else ("beta_fast", "beta_slow")
-    more = {name: value for name in numbers if (value := _optional(values, name)) is not None}
+    more: dict[str, Any] = {name: value for name in numbers if (value := _optional(values, name)) is not None}
     if kind == "yarn":
         more |= {name: _optional(values, name) for name in ("attention_factor", "mscale", "mscale_all_dim")}
         more["truncate"] = keys.flag(values, "truncate", default=True)
@@ -108,6 +101,14 @@ def _factor(values: Mapping[str, Any]) -> float:
     if factor <= 0:
         raise keys.wrong("factor", factor, "a positive number")
     return factor
+
+
+def _divisors(values: Mapping[str, Any], name: str, count: int) -> tuple[float, ...]:
+    numbers = keys.find(values, (name,))[1]
+    fine = isinstance(numbers, list) and len(numbers) == count
+    if not fine or not all(type(x) in (int, float) and x > 0 for x in numbers):
+        raise keys.wrong(name, numbers, f"{count} positive numbers")
+    return tuple(float(x) for x in numbers)
 
 
 def _optional(values: Mapping[str, Any], name: str) -> Any:
@@ -213,8 +214,18 @@ def config(value: Spec) -> dict[str, Any]:
 
 def with_attention(value: Spec, change: Callable[[int, Attn], Attn]) -> Spec:
     """The same Spec with change(layer index, Attn) -> Attn in every layer."""
-    layers = tuple(replace(layer, attn=change(i, layer.attn)) for i, layer in enumerate(value.layers))
+    layers = tuple(
+        replace(layer, attn=change(i, layer.attn)) if layer.attn else layer
+        for i, layer in enumerate(value.layers)
+    )
     return replace(value, layers=layers)
+
+
+def with_rope(value: Spec, **fields: Any) -> Spec:
+    """The same Spec with some fields of every Rope changed."""
+    return with_attention(
+        value, lambda i, attn: replace(attn, rope=replace(attn.rope, **fields)) if attn.rope else attn
+    )
 
 
 def with_layers(value: Spec, **fields: Any) -> Spec:

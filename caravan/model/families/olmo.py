@@ -23,9 +23,8 @@ def spec(config: Mapping[str, Any]) -> Spec:
         llama.spec({**config, "mlp_bias": False}), Norm(kind="layer", eps=1e-5, affine=False)
     )
     clip = None if config.get("clip_qkv") is None else keys.real(config, "clip_qkv")
-    return llama.with_attention(
-        value, lambda i, attn: replace(attn, clip_qkv=clip, rope=replace(attn.rope, fp32=True))
-    )
+    value = llama.with_attention(value, lambda i, attn: replace(attn, clip_qkv=clip))
+    return llama.with_rope(value, fp32=True)
 
 
 def config(value: Spec) -> dict[str, Any]:

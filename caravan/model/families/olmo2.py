@@ -24,10 +24,8 @@ def spec(config: Mapping[str, Any]) -> Spec:
     value = llama.spec({"rms_norm_eps": 1e-5, **config, "mlp_bias": False})
     norm = replace(value.final_norm or Norm(), gain_fp32=True)
     value = llama.with_layers(llama.with_norm(value, norm), pre=False, post="out")
-    return llama.with_attention(
-        value,
-        lambda i, attn: replace(attn, qk_norm=norm, qk_norm_over="full", rope=replace(attn.rope, fp32=True)),
-    )
+    value = llama.with_attention(value, lambda i, attn: replace(attn, qk_norm=norm, qk_norm_over="full"))
+    return llama.with_rope(value, fp32=True)
 
 
 def config(value: Spec) -> dict[str, Any]:
