@@ -72,13 +72,15 @@ def test_split_by_a_given_assignment() -> None:
 
 def test_a_chosen_half_is_the_dense_output_in_the_mean() -> None:
     model = dense(d_ff=16)
+    model.spec = replace(model.spec, layers=model.spec.layers[:1])
+    model.blocks = model.blocks[:1]
     x = torch.randn(1, 8, dtype=torch.float64)
     want = model.blocks[0].ffn(x)
     ours = []
-    for seed in range(400):
+    for seed in range(100):
         ffn = upcycle.split(model, 4, 2, router_std=0.0, seed=seed).blocks[0].ffn
         ours.append(ffn(x, 0, Segments((1,))).detach())
-    mean, spread = torch.stack(ours).mean(0), torch.stack(ours).std(0) / 20
+    mean, spread = torch.stack(ours).mean(0), torch.stack(ours).std(0) / 10
     assert ((mean - want).abs() < 4 * spread + 1e-9).all()
 
 

@@ -43,7 +43,7 @@ def spec(config: Mapping[str, Any]) -> Spec:
     )
     moe = experts(config, aux_coef=0.001, scale=1.0)
     if grouped:
-        moe = replace(moe, **groups(config, moe))
+        moe = in_groups(config, moe)
     return latent(config, moe, fp32=True, interleaved=True)
 
 
@@ -64,14 +64,14 @@ def experts(config: Mapping[str, Any], aux_coef: float, scale: float) -> MoE:
     )
 
 
-def groups(config: Mapping[str, Any], moe: MoE) -> dict[str, int]:
-    """n_group and topk_group, checked against the number of experts and choices."""
+def in_groups(config: Mapping[str, Any], moe: MoE) -> MoE:
+    """The same with n_group and topk_group, checked against the number of experts and choices."""
     count, chosen = keys.size(config, "n_group", default=1), keys.size(config, "topk_group", default=1)
     if moe.n_expert % count:
         raise keys.wrong("n_group", count, f"a divisor of the {moe.n_expert} experts")
     if chosen > count or moe.top_k > chosen * (moe.n_expert // count):
         raise keys.wrong("topk_group", chosen, f"enough of {count} groups for {moe.top_k} choices")
-    return {"n_group": count, "topk_group": chosen}
+    return replace(moe, n_group=count, topk_group=chosen)
 
 
 def latent(config: Mapping[str, Any], moe: MoE, fp32: bool, interleaved: bool) -> Spec:

@@ -29,15 +29,14 @@ def spec(config: Mapping[str, Any]) -> Spec:
     """config.json -> Spec. Raises UserError naming the key."""
     keys.refuse(config, "scoring_func", "sigmoid")
     keys.refuse(config, "topk_method", "noaux_tc")
-    shared = deepseek_v2.experts(config, aux_coef=0.0, scale=2.5)
+    plain = deepseek_v2.experts(config, aux_coef=0.0, scale=2.5)
     moe = replace(
-        shared,
+        deepseek_v2.in_groups({"n_group": 8, "topk_group": 4, **config}, plain),
         score="sigmoid",
         renorm=keys.flag(config, "norm_topk_prob", default=True),
         eps=1e-20,
         group_score="top2",
         bias_correction=True,
-        **deepseek_v2.groups({"n_group": 8, "topk_group": 4, **config}, shared),
     )
     interleaved = keys.flag(config, "rope_interleave", default=True)
     return deepseek_v2.latent(config, moe, fp32=False, interleaved=interleaved)

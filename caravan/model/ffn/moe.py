@@ -185,13 +185,10 @@ def balance_loss(routed: Routed, spec: Spec, weight_N: Tensor | None = None) -> 
     total = torch.zeros((), device=next(iter(routed.values()))[0].device if routed else None)
     for moe, layers in pools.items():
         count_X = torch.stack([expert_counts(chosen, moe.n_expert, weight_N) for _, chosen in layers]).sum(0)
-        if weight_N is None:
-            tokens = sum(len(chosen) for _, chosen in layers)
-            mass_X = torch.stack([probability.sum(0) for probability, _ in layers]).sum(0)
-        else:
-            wide_N = weight_N.to(layers[0][0].dtype)
-            tokens = (wide_N.sum() * len(layers)).clamp(min=torch.finfo(wide_N.dtype).tiny)
-            mass_X = torch.stack([wide_N @ probability for probability, _ in layers]).sum(0)
+        rows = layers[0][0].shape[0]
+        wide_N = layers[0][0].new_ones(rows) if weight_N is None else weight_N.to(layers[0][0].dtype)
+        tokens = (wide_N.sum() * len(layers)).clamp(min=torch.finfo(wide_N.dtype).tiny)
+        mass_X = torch.stack([wide_N @ probability for probability, _ in layers]).sum(0)
         total = total + moe.aux_coef * moe.n_expert * (count_X / tokens * (mass_X / tokens)).sum()
     return total
 
