@@ -153,6 +153,9 @@ def initialise(model: nn.Module, seed: int) -> None:
             continue
         scale = std * (residual if name.endswith((".o.weight", ".out.weight")) else 1.0)
         p.copy_(torch.randn(p.shape, generator=generator, dtype=torch.float32) * scale)
+    for module in model.modules():
+        if hasattr(module, "initialise"):  # recurrences: how fast a channel forgets is no draw around zero
+            module.initialise()
 
 
 def fresh(spec: Spec, seed: int, family: str = "llama", dtype: torch.dtype = torch.float32) -> Decoder:

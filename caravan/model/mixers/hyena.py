@@ -22,6 +22,7 @@ from caravan.kernels.chunks import wide
 from caravan.kernels.longconv import long_conv, long_conv_state, long_conv_step
 from caravan.kernels.shortconv import short_conv
 from caravan.model.mixers import knobs
+from caravan.model.mixers.mamba import even_taps
 from caravan.model.positions import Angles
 from caravan.model.spec import Layer
 
@@ -53,6 +54,7 @@ class Hyena(nn.Module):
             torch.tensor([1.0 / modes, 0.0], device=self.poles.device).expand_as(self.residues)
         )
         self.D.zero_()
+        even_taps(self.conv)
 
     def forward(self, u_ND: Tensor, index: int, angles: Angles, attend: Any) -> Tensor:
         state, lengths = attend.state(index) or {}, attend.lengths

@@ -50,11 +50,12 @@ class Mamba(nn.Module):
     @torch.no_grad()
     def initialise(self) -> None:
         """Speeds 1 ... Z in every channel (S4D-real) and time steps spread from 0.001 to 0.1, as in the
-        paper's code; evenly, not at random."""
+        paper's code, but evenly and not at random."""
         states = torch.arange(1, self.A_log.shape[1] + 1, dtype=torch.float32, device=self.A_log.device)
         self.A_log.copy_(states.log().expand_as(self.A_log))
         self.D.fill_(1.0)
         self.dt.bias.copy_(spread_time_steps(self.dt.bias))
+        even_taps(self.conv)
 
     def forward(self, u_ND: Tensor, index: int, angles: Angles, attend: Any) -> Tensor:
         state = attend.state(index) or {}
@@ -78,6 +79,12 @@ def spread_time_steps(like: Tensor, least: float = 1e-3, most: float = 0.1) -> T
     """Biases whose softplus runs from `least` to `most`, evenly in the logarithm; the shape of `like`."""
     steps = torch.linspace(math.log(least), math.log(most), like.numel(), device=like.device).exp()
     return (steps + torch.log(-torch.expm1(-steps))).view_as(like)
+
+
+def even_taps(conv: nn.Conv1d) -> None:
+    """Rescale a depthwise filter to taps of standard deviation 1 / sqrt(taps): what comes out is as large as
+    what goes in."""
+    conv.weight.mul_(conv.weight.shape[-1] ** -0.5 / conv.weight.std())
 
 
 def make(d: int, layer: Layer, index: int, rope: int | None) -> nn.Module:

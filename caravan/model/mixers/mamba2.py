@@ -20,7 +20,7 @@ from caravan.kernels.chunks import wide
 from caravan.kernels.scan import ssd
 from caravan.kernels.shortconv import short_conv
 from caravan.model.mixers import knobs
-from caravan.model.mixers.mamba import spread_time_steps
+from caravan.model.mixers.mamba import even_taps, spread_time_steps
 from caravan.model.positions import Angles
 from caravan.model.spec import Layer
 
@@ -67,6 +67,7 @@ class Mamba2(nn.Module):
         self.A_log.copy_(heads.log())
         self.D.fill_(1.0)
         self.dt_bias.copy_(spread_time_steps(self.dt_bias))
+        even_taps(self.conv)
 
     def forward(self, u_ND: Tensor, index: int, angles: Angles, attend: Any) -> Tensor:
         ssm, state = self.ssm, attend.state(index) or {}
