@@ -117,13 +117,13 @@ class Tiles(NamedTuple):
     """Cell of each sorted row, counted over all tiles."""
     expert_L: Tensor | None
     """Expert of each tile; None: tile x is expert x."""
-    count: int
+    number: int
     rows: int
 
     def spread(self, x_MD: Tensor) -> Tensor:
         """[M, D] -> [L, T, D], zeros where there is no row."""
-        cells = x_MD.new_zeros(self.count * self.rows, x_MD.shape[1])
-        return cells.index_copy_(0, self.cell_M, x_MD).view(self.count, self.rows, -1)
+        cells = x_MD.new_zeros(self.number * self.rows, x_MD.shape[1])
+        return cells.index_copy_(0, self.cell_M, x_MD).view(self.number, self.rows, -1)
 
 
 def tile(end_X: Tensor, rows: int) -> Tiles:

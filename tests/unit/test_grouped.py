@@ -92,7 +92,9 @@ def test_tiles_never_hold_more_than_twice_the_rows_or_one_tile_more_per_expert()
     for sizes in SIZES.values():
         rows, experts = sum(sizes), len(sizes)
         tiles = grouped.tile(torch.tensor(sizes).cumsum(0).int(), rows)
-        assert tiles.count * tiles.rows <= max(grouped.MAX_WASTE * rows, rows + experts * -(-rows // experts))
+        assert tiles.number * tiles.rows <= max(
+            grouped.MAX_WASTE * rows, rows + experts * -(-rows // experts)
+        )
         assert len(set(tiles.cell_M.tolist())) == rows
 
 
