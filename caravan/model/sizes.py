@@ -146,15 +146,16 @@ def initialise(model: nn.Module, seed: int) -> None:
     """
     assert isinstance(model, Decoder)
     generator = torch.Generator().manual_seed(seed)
-    std, residual = init_std(model.spec), (2 * len(model.spec.layers)) ** -0.5
+    std, residual = init_std(model.spec), (2 * max(1, len(model.spec.layers))) ** -0.5
     for name, p in model.named_parameters():
         if p.dim() < 2:
             p.fill_(1.0 if name.endswith("weight") else 0.0)
             continue
-        scale = std * (residual if name.endswith((".o.weight", ".out.weight")) else 1.0)
+        scale = std * (residual if name.endswith((".o.weight", ".out.weight", ".xout")) else 1.0)
         p.copy_(torch.randn(p.shape, generator=generator, dtype=torch.float32) * scale)
     for module in model.modules():
-        if hasattr(module, "initialise"):  # recurrences: how fast a channel forgets is no draw around zero
+        # gains of 1 + w, or of single heads; in recurrences how fast a channel forgets is no draw around zero
+        if hasattr(module, "initialise"):
             module.initialise()
 
 
