@@ -31,13 +31,21 @@ class WideNorm(nn.Module):
     def __init__(self, shape: tuple[int, ...], norm: Norm) -> None:
         super().__init__()
         self.eps, self.width = norm.eps, shape[-1:]
-        start = torch.zeros(shape) if norm.unit_offset else torch.ones(shape)
-        self.weight = nn.Parameter(start) if norm.affine else None
-        self.bias = nn.Parameter(torch.zeros(shape)) if norm.affine and norm.bias else None
+        self.weight = nn.Parameter(torch.empty(shape)) if norm.affine else None
+        self.bias = nn.Parameter(torch.empty(shape)) if norm.affine and norm.bias else None
         self.offset = 1.0 if norm.unit_offset else 0.0
+        self.initialise()
         self.unit = self._rms if norm.kind == "rms" else self._layer
         gained = self._gain_wide if norm.gain_fp32 else self._gain
         self.gain = gained if norm.affine else self._cast
+
+    @torch.no_grad()
+    def initialise(self) -> None:
+        """Gains that change nothing."""
+        if self.weight is not None:
+            self.weight.fill_(1.0 - self.offset)
+        if self.bias is not None:
+            self.bias.zero_()
 
     def _rms(self, wide: Tensor) -> Tensor:
         return wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)

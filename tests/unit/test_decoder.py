@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,10 +12,9 @@ import torch
 
 from caravan.kernels.attention import Segments, reference_attention
 from caravan.model import checkpoint, sizes
-from caravan.model.decoder import Decoder
+from caravan.model.decoder import Block, Decoder
 from caravan.model.heads import RewardModel, ScoreHead
-from caravan.model.positions import inverse_frequencies
-from caravan.model.spec import FFN, Attn, Layer, Norm, Rope, RopeScaling, Spec
+from caravan.model.spec import FFN, Attn, Layer, Norm, Rope, Spec
 from caravan.types import Batch
 
 NORM = Norm(eps=1e-5)
@@ -109,24 +107,6 @@ def test_headless_model_has_no_logits() -> None:
         model.logits(torch.zeros(1, 16))
 
 
-def test_scaled_frequencies_by_hand() -> None:
-    plain = 1.0 / 1e4 ** (torch.arange(0, 8, 2) / 8)
-    linear, one = inverse_frequencies(Rope(dim=8, scaling=RopeScaling(kind="linear", factor=4.0)))
-    assert one == 1.0 and torch.allclose(linear, plain / 4)
-    scaling = RopeScaling(
-        kind="llama3", factor=8.0, original_context=100, low_freq_factor=1.0, high_freq_factor=4.0
-    )
-    llama3, _ = inverse_frequencies(Rope(dim=8, scaling=scaling))
-    # turns in 100 positions: 15.9 kept; 1.59 in between; 0.159 and 0.0159 stretched
-    keep = (100 * 0.1 / (2 * math.pi) - 1) / 3
-    want = torch.tensor([1.0, 0.1 * (keep + (1 - keep) / 8), 0.01 / 8, 0.001 / 8])
-    assert torch.allclose(llama3, want, rtol=1e-5)
-    _, factor = inverse_frequencies(
-        Rope(dim=8, scaling=RopeScaling(kind="yarn", factor=4.0, original_context=100))
-    )
-    assert factor == pytest.approx(0.1 * math.log(4) + 1)
-
-
 def batch() -> Batch:
     return Batch(IDS, POS, LENGTHS, IDS, torch.ones(14))
 
@@ -156,3 +136,108 @@ def test_a_trained_model_says_what_it_should(kit: Path) -> None:
             hidden = model(torch.tensor(ids), torch.arange(len(ids)), Segments((len(ids),)))
             ids.append(int(model.logits(hidden[-1]).argmax()))
     assert ids == want
+
+
+# ------------------------------------------------------------------------------------ knobs, one by one
+
+
+ATTEND = Segments(LENGTHS)
+FORMS: dict[str, dict[str, object]] = {
+    "pre": {},
+    "post-sum": {"pre": False, "post": "sum"},
+    "sandwich": {"post": "out"},
+    "out-only": {"pre": False, "post": "out"},
+    "no-norm-before-mixer": {"pre_mixer": False},
+    "from-norm": {"res_from_norm": True, "alpha": 2.5},
+    "weighted": {"alpha": 0.7, "beta": 0.3},
+    "deepnorm": {"pre": False, "post": "sum", "alpha": 1.8},
+    "parallel": {"parallel": True},
+    "parallel-shared": {"parallel": True, "shared_norm": True, "beta": 0.5},
+    "mixer-only": {"ffn": None},
+    "mixer-only-out": {"ffn": None, "post": "out", "beta": 0.5},
+}
+
+
+def by_hand(block: Block, layer: Layer, x: torch.Tensor, angles: object) -> torch.Tensor:
+    """A block from its Layer, in the words of the Layer's docstring."""
+    mixer = lambda h: block.mix(h, 0, angles, ATTEND)  # noqa: E731
+    if layer.parallel:
+        second = block.n1 if layer.shared_norm else block.n2
+        return layer.alpha * x + layer.beta * (mixer(block.n1(x)) + block.ffn(second(x), 0, ATTEND))
+    parts = [(block.n1, block.p1, mixer, layer.pre and layer.pre_mixer)]
+    if layer.ffn:
+        parts.append((block.n2, block.p2, lambda h: block.ffn(h, 0, ATTEND), layer.pre))
+    for before, after, f, normed in parts:
+        h = before(x) if normed else x
+        y = after(f(h)) if layer.post == "out" else f(h)
+        x = layer.alpha * (h if layer.res_from_norm else x) + layer.beta * y
+        x = after(x) if layer.post == "sum" else x
+    return x
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_residual_forms(form: str) -> None:
+    layer = replace(LAYER, **FORMS[form])
+    model = sizes.fresh(replace(SPEC, layers=(layer,)), seed=2)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.3 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())))
+    x = torch.randn(14, 16, generator=torch.Generator().manual_seed(5))
+    angles = model.angles(POS)
+    got = model.blocks[0](x, 0, angles, ATTEND)
+    assert torch.allclose(got, by_hand(model.blocks[0], layer, x, angles), atol=1e-6)
+    norms = [n for n, p in model.blocks[0].named_parameters() if n.split(".")[0] in ("n1", "n2", "p1", "p2")]
+    want = {"pre": 2, "sandwich": 4, "mixer-only": 1, "mixer-only-out": 2, "no-norm-before-mixer": 1,
+            "parallel-shared": 1}.get(form, 2)  # fmt: skip
+    assert len(norms) == want, norms
+
+
+def test_the_embedding_is_scaled_widened_placed_and_normed() -> None:
+    norm = Norm(kind="layer", bias=True)
+    spec = replace(SPEC, layers=(), final_norm=None, embed_dim=6, embed_scale=3.0, pos="learned",
+                   pos_offset=2, type_vocab=2, embed_norm=norm)  # fmt: skip
+    model = sizes.fresh(spec, seed=1)
+    types = (POS > 2).long()
+    wide = 3.0 * model.embed(IDS) @ model.pin.weight.T + model.pos.weight[POS + 2] + model.seg.weight[types]
+    want = torch.nn.functional.layer_norm(wide, (16,), eps=norm.eps) @ model.pout.weight.T
+    got = model(IDS, POS, ATTEND, types_N=types)
+    assert got.shape == (14, 6) and torch.allclose(got, want, atol=1e-6)
+    assert model.pos.weight.shape == (66, 16) and model.logits(got).shape == (14, 50)
+    first = model(IDS, POS, ATTEND)
+    assert torch.equal(first, model(IDS, POS, ATTEND, types_N=torch.zeros_like(IDS)))
+
+
+def test_sinusoids_have_no_weights() -> None:
+    model = sizes.fresh(replace(SPEC, layers=(), final_norm=None, pos="sinusoid", pos_offset=2), seed=1)
+    assert [n for n, _ in model.named_parameters()] == ["embed.weight"]
+    added = model(IDS, POS, ATTEND) - model.embed(IDS)
+    assert torch.allclose(added[0, :8], torch.sin(2.0 * 1e-4 ** (torch.arange(8) / 7)), atol=1e-6)
+
+
+def test_logits_are_scaled_then_capped_and_rows_may_have_length_one() -> None:
+    hidden = torch.randn(3, 16)
+    capped = sizes.fresh(replace(SPEC, logit_scale=4.0, logit_softcap=2.0), seed=1)
+    want = 2.0 * torch.tanh(4.0 * (hidden @ capped.embed.weight.T) / 2.0)
+    assert torch.allclose(capped.logits(hidden), want, atol=1e-6)
+    normed = sizes.fresh(replace(SPEC, tie=False, head_norm=True), seed=1)
+    assert torch.allclose(normed.head_weight().norm(dim=-1), torch.ones(50))
+    normed.head_weight().sum().backward()
+    assert normed.head.weight.grad is not None
+
+
+def test_a_wide_residual_stays_fp32_between_bfloat16_layers() -> None:
+    model = sizes.fresh(replace(SPEC, residual_fp32=True), seed=1).bfloat16()
+    seen: list[torch.dtype] = []
+    for block in model.blocks:
+        block.register_forward_pre_hook(lambda _, args: seen.append(args[0].dtype))
+    assert model(IDS, POS, ATTEND).dtype == torch.bfloat16
+    assert seen == [torch.float32] * 3
+
+
+def test_equal_layers_take_their_number_as_an_argument() -> None:
+    """So that a compiled block is compiled once: nothing in it says which layer it is."""
+    model = sizes.fresh(SPEC, seed=1)
+    first, last = (
+        {k: v for k, v in vars(block).items() if isinstance(v, int | float)} for block in model.blocks[::2]
+    )
+    assert first == last

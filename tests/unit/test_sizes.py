@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from caravan.kernels.attention import Segments
 from caravan.model import sizes
+from caravan.model.spec import Norm
 from caravan.types import UserError
 
 
@@ -88,3 +90,13 @@ def test_residual_outputs_start_smaller_with_depth() -> None:
     assert float(inner) == pytest.approx(0.02, rel=0.05)
     assert float(outer / inner) == pytest.approx((2 * len(spec.layers)) ** -0.5, rel=0.05)
     assert bool((weights["blocks.0.n1.weight"] == 1).all())
+
+
+def test_gains_of_heads_and_of_one_plus_w_start_at_one() -> None:
+    spec, _ = sizes.derive("nano", None, 100, 32)
+    gain = Norm(unit_offset=True)
+    attn = replace(spec.layers[0].attn, qk_norm=Norm(kind="layer"), qk_norm_over="per_head")
+    layer = replace(spec.layers[0], norm=gain, attn=attn)
+    weights = sizes.fresh(replace(spec, layers=(layer,)), seed=0).state_dict()
+    assert bool((weights["blocks.0.n1.weight"] == 0).all())
+    assert bool((weights["blocks.0.mix.qn.weight"] == 1).all())
