@@ -150,6 +150,7 @@ def tiny(
         config._attn_implementation = attention
         return randomise(getattr(transformers, model_class)(config)).eval()
 
+    build.reference = model_class  # type: ignore[attr-defined]
     return build
 
 
