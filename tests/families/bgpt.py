@@ -95,6 +95,5 @@ CASES = [
         ids=lambda: torch.randint(0, 257, (2, 20), generator=torch.Generator().manual_seed(2)),
         packing=APART,
         decode="a patch is one step of one decoder and several of the other",
-        compile="rows are grouped by patch outside the graph",
     )
 ]

@@ -32,7 +32,6 @@ def case(name: str, wrong: Any, **values: Any) -> Case:
         rebuild=rebuild,
         left_pad="the class takes id 0 for padding and counts it from the wrong end",
         decode="a new token changes what earlier ones saw",
-        compile="rows are grouped by length outside the graph",
     )
 
 

@@ -134,7 +134,6 @@ def case(name: str, wrong: Any, tied: bool) -> Case:
         load=load_backbone,
         rebuild=rebuild,
         decode="the bias belongs to pairs of tokens; the engine has no place for it",
-        compile="rows are grouped by length outside the graph",
     )
 
 

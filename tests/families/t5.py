@@ -55,7 +55,6 @@ def both(**values: Any) -> Case:
         packing=APART,
         left_pad=APART,
         decode="tests/parity/test_encoders.py writes token by token",
-        compile="rows are grouped by length outside the graph",
         **values,
     )
 

@@ -118,6 +118,19 @@ def test_packed_patches_are_single_documents(tmp_path: Path) -> None:
         model(ids[:9], pos[:9], Segments((9,)))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("case", [bert.CASES[2], deberta.CASES[1], deberta_v2.CASES[2]], ids=lambda c: c.name)
+@torch.no_grad()
+def test_encoders_compile_into_one_graph(case: Any, tmp_path: Path) -> None:
+    saved(case, tmp_path)
+    model = checkpoint.load_backbone(tmp_path).eval()
+    batch = bert.batch(rows())
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, dynamic=False)
+    got = compiled(batch.ids_N, batch.pos_N, Segments(batch.lengths))
+    assert error(got, model(batch.ids_N, batch.pos_N, Segments(batch.lengths))) < TOLERANCE
+
+
 # ---------------------------------------------------------------------------------------------- T5 writing
 
 

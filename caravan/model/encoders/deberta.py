@@ -12,7 +12,6 @@ N flat tokens, D width, H heads, E head width, B rows of one group, T tokens of 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -87,7 +86,9 @@ def log_buckets(distance: Tensor, buckets: int, max_distance: int) -> Tensor:
     """Near distances exactly, far ones in logarithmic steps, the sign kept (He et al. 2021, v2)."""
     middle = buckets // 2
     size = distance.abs().clamp_min(middle)
-    step = torch.log(size / middle) / math.log((max_distance - 1) / middle) * (middle - 1)
+    # both logarithms in fp32: the furthest distance must come out as exactly the last step
+    steps = torch.log(torch.tensor((max_distance - 1) / middle, device=distance.device))
+    step = torch.log(size / middle) / steps * (middle - 1)
     far = torch.ceil(step).long() + middle
     return torch.where(distance.abs() <= middle, distance, far * distance.sign())
 
@@ -231,9 +232,11 @@ class Deberta(nn.Module):
         if self.rel is None:
             return [torch.zeros(1, 1, dtype=torch.int64)] * len(rows.lengths), None
         grids = [table_rows(length, self.spec, device) for length in rows.lengths]
-        longest = max(range(len(grids)), key=rows.lengths.__getitem__)
-        low, high = int(grids[longest].min()), int(grids[longest].max())
-        table_RD = self.rel.weight[low : high + 1]
+        low, high = 0, 2 * self.spec.span
+        if not self.spec.buckets:  # one row per distance: short texts read the middle of a long table
+            furthest = max(rows.lengths)
+            low, high = max(low, self.spec.span - furthest), min(high, self.spec.span + furthest)
+        table_RD = self.rel.weight[low:high]
         if self.rel_norm is not None:
             table_RD = self.rel_norm(table_RD)
         return [grid - low for grid in grids], table_RD

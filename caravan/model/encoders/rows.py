@@ -27,19 +27,21 @@ class Rows:
         self, lengths: Sequence[int], device: torch.device, keys: Sequence[Hashable] | None = None
     ) -> None:
         found: dict[Hashable, list[int]] = {}
+        starts = [0]
         for s, length in enumerate(lengths):
+            starts.append(starts[-1] + length)
             if length:
                 found.setdefault((length, None if keys is None else keys[s]), []).append(s)
         self.groups = list(found.values())
         self.lengths = [lengths[group[0]] for group in self.groups]
-        starts = torch.tensor([0, *lengths]).cumsum(0)
-        index = [
-            (starts[group][:, None] + torch.arange(length)).flatten()
-            for group, length in zip(self.groups, self.lengths, strict=True)
-        ]
-        order_N = torch.cat(index) if index else torch.zeros(0, dtype=torch.int64)
-        self._plain = bool((order_N == torch.arange(len(order_N))).all())
-        self._order_N, self._back_N = order_N.to(device), order_N.argsort().to(device)
+        order = [t for group in self.groups for s in group for t in range(starts[s], starts[s + 1])]
+        self._plain = order == list(range(starts[-1]))
+        back = [0] * len(order)
+        for cell, token in enumerate(order):
+            back[token] = cell
+        self._order_N, self._back_N = (
+            torch.tensor(x, dtype=torch.int64, device=device) for x in (order, back)
+        )
 
     def split(self, x_N: Tensor) -> list[Tensor]:
         """[N, ...] -> one [B, T, ...] per group."""
