@@ -81,7 +81,9 @@ class SplitRotate(torch.autograd.Function):
 
 
 def rotate(x_NHE: Tensor, cos_NF: Tensor, sin_NF: Tensor) -> Tensor:
-    """Same as `reference_rotate`."""
+    """Same as `reference_rotate`, which a compiler is given as it is: it fuses and differentiates by itself."""
+    if torch.compiler.is_compiling():
+        return reference_rotate(x_NHE, cos_NF, sin_NF)
     return Rotate.apply(x_NHE, cos_NF, sin_NF)
 
 
@@ -89,4 +91,7 @@ def split_rotate(
     qkv: Tensor, cos_NF: Tensor, sin_NF: Tensor, n_head: int, n_kv: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """[N, H + 2K, E] -> rotated q [N, H, E], rotated k [N, K, E], v [N, K, E]."""
+    if torch.compiler.is_compiling():
+        q_NHE, k_NKE, v_NKE = qkv.split([n_head, n_kv, n_kv], 1)
+        return rotate(q_NHE, cos_NF, sin_NF), rotate(k_NKE, cos_NF, sin_NF), v_NKE
     return SplitRotate.apply(qkv, cos_NF, sin_NF, n_head, n_kv)
