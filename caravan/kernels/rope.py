@@ -81,7 +81,7 @@ class SplitRotate(torch.autograd.Function):
 
 
 def rotate(x_NHE: Tensor, cos_NF: Tensor, sin_NF: Tensor) -> Tensor:
-    """Same as `reference_rotate`, which a compiler is given as it is: it fuses and differentiates by itself."""
+    """Same as `reference_rotate`, which a compiler is given as it is: it fuses and differentiates itself."""
     if torch.compiler.is_compiling():
         return reference_rotate(x_NHE, cos_NF, sin_NF)
     return Rotate.apply(x_NHE, cos_NF, sin_NF)
