@@ -15,10 +15,10 @@ import shutil
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from caravan.data import template
-from caravan.data.vocabulary import merges, sources, training
+from caravan.data.vocabulary import extending, merges, pruning, sentencepiece_model, sources, training
 from caravan.data.vocabulary.codec import open_codec
 from caravan.data.vocabulary.splits import SPLITS, name_of
 from caravan.types import UserError
@@ -27,8 +27,15 @@ QWEN2_SPLIT = SPLITS["qwen2"]
 """The split that GGUF readers know as `qwen2`: words with their space, single digits, runs of punctuation."""
 
 END_OF_TEXT, PAD, TURN_START, TURN_END = SPECIALS = ("<|endoftext|>", "<|pad|>", "<|im_start|>", "<|im_end|>")
-FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json")
+FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "special_tokens_map.json",
+    "tokenizer.model",
+)
 """What belongs to a tokenizer in a model folder."""
+Kind = Literal["bpe", "sentencepiece", "unigram", "bytes"]
 _NAMED = ("bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "cls_token")
 
 
@@ -45,8 +52,11 @@ class Tokenizer:
         config: dict[str, Any],
         chat_template: str | None = None,
         more_stops: Iterable[int] = (),
+        original: bytes | None = None,
     ) -> None:
         self._definition, self._config = definition, config
+        self.original = original
+        """The SentencePiece `.model` behind it, which some readers want; none for other kinds."""
         added = {t["content"]: t for t in definition.get("added_tokens") or []}
         self.special: dict[str, int] = {text: t["id"] for text, t in added.items() if t["special"]}
         self.token_texts: dict[str, str] = {}
@@ -87,7 +97,7 @@ class Tokenizer:
         folder = path if path.is_dir() else path.parent
         stops = _stops_of_model(folder, definition, config)
         own = template.builtin(chat) if chat else _template_of(folder, config)
-        made = cls(definition, config, own, stops)
+        made = cls(definition, config, own, stops, sources.original(path, config))
         lacking = [t for t in template.header(made.chat_template).needs if t not in made._vocabulary]
         if chat and lacking:
             raise UserError(
@@ -110,6 +120,8 @@ class Tokenizer:
         _write_json(folder / "tokenizer.json", self._definition)
         _write_json(folder / "tokenizer_config.json", config)
         (folder / "chat_template.jinja").write_text(self.chat_template, encoding="utf-8")
+        if self.original is not None:
+            (folder / "tokenizer.model").write_bytes(self.original)
 
     # -- text to ids ---------------------------------------------------------------------------------------
     def encode(self, text: str) -> list[int]:
@@ -152,6 +164,28 @@ class Tokenizer:
     def _inside_special(self) -> re.Pattern[str]:
         cuts = (f"(?<={re.escape(t[0])})(?={re.escape(t[1:])})" for t in self.special if len(t) > 1)
         return re.compile("|".join(cuts) or "(?!)")
+
+    # -- other vocabularies from this one ------------------------------------------------------------------
+    def extended(
+        self, texts: Iterable[str], more: int, min_count: int = 2, coverage: float = 0.9995
+    ) -> Tokenizer:
+        """At most `more` new entries behind the old ones, learned from text of other scripts
+        (`vocabulary/extending.py`). No old id changes, and Latin text is encoded as before. Raises
+        UserError."""
+        definition, made = extending.extend(
+            self._definition, self._codec.words, map(_whole, texts), more, min_count, coverage
+        )
+        original = sentencepiece_model.appended(self.original, made) if self.original else None
+        return self._like(definition, original)
+
+    def pruned(self, texts: Iterable[str]) -> tuple[Tokenizer, list[int]]:
+        """(only what these texts use, the old id of each new one). Raises UserError."""
+        used = {i for text in texts for i in self.encode(text)}
+        definition, kept = pruning.prune(self._definition, used | self.stop_ids)
+        return self._like(definition, None), kept
+
+    def _like(self, definition: dict[str, Any], original: bytes | None) -> Tokenizer:
+        return Tokenizer(definition, self._config, self.chat_template, original=original)
 
     # -- ids to text ---------------------------------------------------------------------------------------
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
@@ -228,11 +262,23 @@ class Tokenizer:
         return min(found)[2] if found else self.eos
 
 
-def train(texts: Iterable[str], vocab_size: int, min_count: int = 2) -> Tokenizer:
-    """Byte-level BPE of `vocab_size` ids at most (256 bytes + 4 specials at least). Same texts, same
-    tokenizer."""
+def train(
+    texts: Iterable[str], vocab_size: int, min_count: int = 2, kind: Kind = "bpe", coverage: float = 0.9995
+) -> Tokenizer:
+    """A tokenizer of `vocab_size` ids at most, with ChatML's tokens. Same texts, same tokenizer.
+
+    `kind`: `bpe` over bytes; `sentencepiece` and `unigram` of the library of that name; `bytes` needs no
+    text. `vocabulary/training.py` says more. Raises UserError.
+    """
     texts = map(_whole, texts)
-    return Tokenizer(*training.byte_bpe(texts, vocab_size, SPECIALS, min_count), template.CHATML)
+    if kind == "bytes":
+        return Tokenizer(*training.single_bytes(SPECIALS), template.CHATML)
+    if kind == "bpe":
+        return Tokenizer(*training.byte_bpe(texts, vocab_size, SPECIALS, min_count), template.CHATML)
+    algorithm: Literal["bpe", "unigram"] = "bpe" if kind == "sentencepiece" else "unigram"
+    turns = (TURN_START, TURN_END)
+    original, definition, config = training.sentencepiece(texts, vocab_size, algorithm, turns, coverage)
+    return Tokenizer(definition, config, template.CHATML, original=original)
 
 
 def _needs(name: str) -> tuple[str, ...]:

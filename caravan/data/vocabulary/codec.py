@@ -9,6 +9,7 @@ import base64
 import json
 import re
 from collections.abc import Sequence
+from itertools import groupby
 from typing import Any, Protocol
 
 import tokenizers
@@ -32,6 +33,10 @@ class Codec(Protocol):
     def encode(self, text: str, begins: bool = True) -> list[int]: ...
 
     def encode_many(self, texts: Sequence[str]) -> list[list[int]]: ...
+
+    def words(self, texts: Sequence[str]) -> list[list[list[int]]]:
+        """Per text, the ids of each word that the split cuts."""
+        ...
 
     def decode(self, ids: Sequence[int], skip_special: bool) -> str: ...
 
@@ -65,6 +70,9 @@ class Library:
 
     def encode_many(self, texts: Sequence[str]) -> list[list[int]]:
         return [e.ids for e in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def words(self, texts: Sequence[str]) -> list[list[list[int]]]:
+        return _words(self._backend, texts)
 
     def decode(self, ids: Sequence[int], skip_special: bool) -> str:
         return str(self._backend.decode(list(ids), skip_special_tokens=skip_special))
@@ -108,8 +116,19 @@ class SentencePieceLike:
             return rows
         return [self.encode(t) if "<0x" in t else ids for t, ids in zip(texts, rows, strict=True)]
 
+    def words(self, texts: Sequence[str]) -> list[list[list[int]]]:
+        return _words(self._pieces, [self._normalise(t) for t in texts])
+
     def decode(self, ids: Sequence[int], skip_special: bool) -> str:
         return str(self._whole.decode(list(ids), skip_special_tokens=skip_special))
+
+
+def _words(backend: tokenizers.Tokenizer, texts: Sequence[str]) -> list[list[list[int]]]:
+    found = []
+    for encoding in backend.encode_batch(list(texts), add_special_tokens=False):
+        pairs = zip(encoding.word_ids, encoding.ids, strict=True)
+        found.append([[token for _, token in word] for _, word in groupby(pairs, key=lambda pair: pair[0])])
+    return found
 
 
 def _unreachable(definition: dict[str, Any]) -> dict[str, Any]:

@@ -103,6 +103,9 @@ class Greedy:
     def encode_many(self, texts: Sequence[str]) -> list[list[int]]:
         return [self.encode(t) for t in texts]
 
+    def words(self, texts: Sequence[str]) -> list[list[list[int]]]:
+        return [[self.encode(t)] for t in texts]
+
     def decode(self, ids: Sequence[int], skip_special: bool) -> str:
         parts = []
         for token in ids:

@@ -53,6 +53,14 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return definition, {**defaults, **config}
 
 
+def original(path: Path, config: Mapping[str, Any]) -> bytes | None:
+    """The SentencePiece file that a definition was made from; None if it was made from something else."""
+    if not config.get("sentencepiece_normalizer"):
+        return None
+    file = path / "tokenizer.model" if path.is_dir() and (path / "tokenizer.json").is_file() else find(path)
+    return file.read_bytes() if file.is_file() else None
+
+
 def find(path: Path) -> Path:
     """The file that decides ids. Raises UserError."""
     if path.is_file():
