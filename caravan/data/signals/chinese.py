@@ -26,7 +26,7 @@ COLUMNS = {
     "zh_chars": "Han characters",
     "zh_mark_share": "punctuation and symbols among characters that are no white space",
     "zh_longest_clause": "longest run of characters without punctuation or white space",
-    "zh_top_4gram": "characters of the most frequent 4-gram of Han characters among all Han characters",
+    "zh_top_4gram": "Han characters of the most frequent 4-gram among all, 1 at most",
     "zh_repeated_10grams": "Han characters inside repeated 10-grams among all",
     "zh_short_lines": "share of lines of at most 10 characters",
     "zh_ended_lines": "share of lines that end in an end mark (。！？…；： or their closing quotes)",
@@ -117,11 +117,10 @@ def _repetition(view: View, place_H: np.ndarray, han: np.ndarray) -> dict[str, n
     four = repeated(fours, key)
     eight = follow(four, 4)
     ten = follow(eight, 2)
+    most = most_frequent(four, 4, document_H, np.arange(len(place_H) + 1), len(view))
     one = np.ones(len(place_H), np.int64)
     ranges = np.concatenate([[0], np.cumsum(han)])
     return {
-        "zh_top_4gram": ratio(
-            most_frequent(four, 4, document_H, np.arange(len(place_H) + 1), len(view)), han
-        ),
+        "zh_top_4gram": np.minimum(ratio(most, han), 1),
         "zh_repeated_10grams": ratio(covered(ten, 10, one, ranges), han),
     }
