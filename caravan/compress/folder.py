@@ -53,10 +53,19 @@ class Quantised:
     error: float
 
 
+KEPT = ("router", "shared_gate", "dt")
+"""Small maps that decide for many numbers at once (experts, time steps): not worth their rounding."""
+
+
 def projections(model: Decoder) -> dict[str, nn.Linear]:
-    """The linear layers inside the blocks, in the order in which a token passes them."""
+    """The linear layers inside the blocks, in the order in which a token passes them; those of KEPT are left
+    out, and so are experts, which lie stacked in one tensor."""
     names = ("mix.qkv", "mix.o", "ffn.inp", "ffn.out")
-    found = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    found = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and name.rpartition(".")[2] not in KEPT
+    }
     result = {}
     for i in range(len(model.blocks)):
         own = [name for name in found if name.startswith(f"blocks.{i}.")]

@@ -114,6 +114,7 @@ def load(
     precision: str = "fp32",
 ) -> Loaded:
     """Load for answering. UserError when the folder is not a model, or its tokenizer does not fit."""
+    from caravan.compress.folder import swap
     from caravan.data.tokenizer import Tokenizer
     from caravan.engine.engine import Engine
     from caravan.model import checkpoint
@@ -124,6 +125,8 @@ def load(
     tok = Tokenizer.load(folder)
     decoder = checkpoint.load_model(folder, dtype=machine.dtype, device=machine.device)
     checkpoint.check_vocab(decoder.spec, tok.vocab_size)
+    if machine.device.type == "cpu":
+        swap(decoder, folder)  # the integers themselves, where the folder holds any
     decoder.eval()
     engine = Engine(
         decoder,

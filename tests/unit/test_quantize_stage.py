@@ -16,8 +16,10 @@ from caravan.model.checkpoint import TensorFolder, load_model, save_model
 from caravan.model.decoder import Decoder
 from caravan.model.sizes import fresh
 from caravan.model.spec import FFN, Attn, Layer, Norm, Rope, Spec
+from caravan.serve.load import load
 from caravan.stage import Runtime
 from caravan.stages import quantize
+from caravan.store import Store
 from caravan.types import Sampling, UserError
 
 
@@ -90,6 +92,34 @@ def test_integer_projections_serve_the_same_model(tmp_path: Path) -> None:
 def test_swapping_a_plain_folder_changes_nothing(tmp_path: Path) -> None:
     save_model(build("llama"), tmp_path)
     assert folder.swap(load_model(tmp_path), tmp_path) == 0
+
+
+@pytest.mark.parametrize(("bits", "precision"), [(8, "fp32"), (8, "bf16"), (4, "bf16")])
+def test_a_served_folder_answers_as_its_dequantised_weights(
+    tmp_path: Path, bits: int, precision: str
+) -> None:
+    tokenizer = train(["one two three four five"] * 4, 280)
+    tokenizer.save(tmp_path / "tokenizer")
+    model = build("llama", vocab=tokenizer.vocab_size)
+    with torch.no_grad():
+        for p in model.parameters():  # choices far from uniform
+            p.mul_(4 if p.dim() == 2 else 1)
+    source, out = tmp_path / "source", tmp_path / "out"
+    save_model(model, source, tmp_path / "tokenizer", dtype=torch.float32)
+    inputs = {"model": SimpleNamespace(path=source)}
+    quantize.run(quantize.Config(bits=bits, group=32 if bits == 4 else 128), inputs, out, Runtime())
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    loaded = load(Store(tmp_path / "store"), str(out), Runtime(threads=1), precision=precision)
+    torch.use_deterministic_algorithms(deterministic)
+    assert isinstance(loaded.engine.model.blocks[1].ffn.out, QuantLinear)
+    dtype = torch.float32 if precision == "fp32" else torch.bfloat16
+    plain = Engine(load_model(out, dtype), vocab_size=tokenizer.vocab_size)
+    prompts = [tokenizer.encode(text) for text in ("one two", "three", "five four three two one", "t")]
+    sampling = Sampling(temperature=0, max_tokens=24)
+    answers = loaded.engine.generate(prompts, sampling)
+    for (got,), (want,) in zip(answers, plain.generate(prompts, sampling), strict=True):
+        shared = got.ids.index(loaded.tok.eos) if got.finish_reason == "stop" else 24
+        assert got.ids[:shared] == want.ids[:shared] and shared > 4
 
 
 @torch.no_grad()

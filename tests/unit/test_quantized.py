@@ -98,6 +98,18 @@ def test_quantised_linear_equals_the_definition(bits: int, group: int, rows: int
     assert layer(x.to(torch.bfloat16)).dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("inputs", [7, 33, 40, 172])
+def test_inputs_that_fill_no_vector_are_padded(inputs: int) -> None:
+    """The bare operator reads past them; repeated, because what lies there is luck."""
+    torch.manual_seed(0)
+    q, scale = rtn.quantise(torch.randn(48, inputs), 8, inputs)
+    layer = QuantLinear(q, scale, 8)
+    for _ in range(10):
+        x = torch.randn(3, inputs)
+        want = F.linear(x, expand(q, scale))
+        assert (layer(x) - want).norm() < 0.01 * want.norm()
+
+
 def test_fallback_is_exact(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quantized, "packed_product_works", lambda bits: False)
     q, scale = rtn.quantise(torch.randn(48, 128), 4, 32)
