@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from caravan.model import keys
-from caravan.model.families import gpt_neox
+from caravan.model.families import gpt_neox, llama
 from caravan.model.spec import FFN, Attn, Layer, Norm, Spec
 
 ARCHITECTURE = "FalconForCausalLM"
@@ -120,5 +120,5 @@ def config(value: Spec) -> dict[str, Any]:
         "parallel_attn": first.parallel,
         "num_ln_in_parallel_attn": (1 if first.shared_norm else 2) if new else None,
         "tie_word_embeddings": value.tie,
-        **(gpt_neox.rope_config(first.attn.rope, first.attn.head_dim) if first.attn.rope else {}),
+        **llama.rope_config(first.attn.rope, first.attn.head_dim),
     }

@@ -33,35 +33,25 @@ def rope(
     config: Mapping[str, Any],
     width: int,
     *,
-    theta: tuple[str, ...] = ("rope_theta",),
-    share: tuple[str, ...] = ("partial_rotary_factor",),
+    theta: tuple[str, ...] = (),
+    share: tuple[str, ...] = (),
     whole: float = 1.0,
-    base: float = 10_000.0,
 ) -> Rope:
     """Rotary embedding of a head `width` wide, from either generation of keys.
 
-    `theta` and `share` are the older spellings beside rope_parameters; `whole` and `base` what they are when
-    absent. Raises UserError naming the key.
+    `theta` and `share` are the family's older spellings; `whole` is the share when no key says it. Raises
+    UserError naming the key.
     """
-    keys.table(config, "rope_scaling")
-    values = dict(keys.table(config, "rope_parameters"))
-    turned = keys.real({**config, **values}, "partial_rotary_factor", *share, default=whole)
-    name = next((n for n in ("partial_rotary_factor", *share) if {**config, **values}.get(n)), share[0])
+    values = {**keys.table(config, "rope_scaling"), **keys.table(config, "rope_parameters")}
+    said = {**config, **values}
+    turned = keys.real(said, "partial_rotary_factor", *share, default=whole)
+    name, _ = keys.find(said, ("partial_rotary_factor", *share), whole)
     if not 0 < turned <= 1:
         raise keys.wrong(name, turned, "a share of the head, above 0 and up to 1")
+    keys.even(Rope(dim=int(width * turned)), name)
     values["partial_rotary_factor"] = turned
-    values["rope_theta"] = keys.real({**config, **values}, "rope_theta", *theta, default=base)
-    return keys.even(llama.rope({**config, "rope_parameters": values}, width), name)
-
-
-def rope_config(
-    value: Rope, width: int, *, theta: str = "rope_theta", share: str = "partial_rotary_factor"
-) -> dict[str, Any]:
-    """Both spellings of a Rope in a head `width` wide."""
-    result = llama.rope_config(value)
-    part = keys.share(value.dim, width)
-    result["rope_parameters"] = {**result["rope_parameters"], "partial_rotary_factor": part}
-    return {**result, theta: value.theta, share: part}
+    values["rope_theta"] = keys.real(said, "rope_theta", *theta, default=10_000.0)
+    return llama.rope({**config, "rope_parameters": values}, width)
 
 
 def spec(config: Mapping[str, Any]) -> Spec:
@@ -98,6 +88,7 @@ def spec(config: Mapping[str, Any]) -> Spec:
 def config(value: Spec) -> dict[str, Any]:
     """Spec -> config.json."""
     first = value.layers[0]
+    turned = llama.rope_config(first.attn.rope, first.attn.head_dim)
     return {
         "hidden_size": value.d,
         "num_attention_heads": first.attn.n_head,
@@ -110,5 +101,7 @@ def config(value: Spec) -> dict[str, Any]:
         "attention_bias": first.attn.qkv_bias,
         "use_parallel_residual": first.parallel,
         "tie_word_embeddings": value.tie,
-        **rope_config(first.attn.rope, first.attn.head_dim, theta="rotary_emb_base", share="rotary_pct"),
+        "rotary_emb_base": turned["rope_theta"],
+        "rotary_pct": turned["partial_rotary_factor"],
+        **turned,
     }

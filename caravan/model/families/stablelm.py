@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from caravan.model import keys
-from caravan.model.families import gpt_neox
+from caravan.model.families import gpt_neox, llama
 from caravan.model.spec import FFN, Attn, Layer, Norm, Spec
 
 ARCHITECTURE = "StableLmForCausalLM"
@@ -83,5 +83,5 @@ def config(value: Spec) -> dict[str, Any]:
         "qk_layernorm": first.attn.qk_norm is not None,
         "use_parallel_residual": first.parallel,
         "tie_word_embeddings": value.tie,
-        **gpt_neox.rope_config(first.attn.rope, first.attn.head_dim),
+        **llama.rope_config(first.attn.rope, first.attn.head_dim),
     }
