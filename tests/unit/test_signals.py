@@ -1,4 +1,4 @@
-"""Signals against slow definitions written out line by line, and nothing leaks between documents of a batch."""
+"""Signals against slow definitions written out line by line; nothing leaks between documents of a batch."""
 
 from __future__ import annotations
 
@@ -247,9 +247,7 @@ def test_chinese() -> None:
     assert found["zh_mark_share"][0] == share(sum(c in "，？" for c in good), len(good))
     assert found["zh_longest_clause"].tolist() == [6, 6, 4, 6, 0]
     assert found["zh_repeated_10grams"].tolist()[:2] == [0.0, 1.0]
-    assert found["zh_top_4gram"][1] == share(4 * 9, han[1]), (
-        "不亦.乎 differ, so a passage of three copies tops"
-    )
+    assert found["zh_top_4gram"][1] == share(4 * 3, han[1])
     assert found["zh_short_lines"].tolist() == [0, 0, 1, 0, 0]
     assert found["zh_boilerplate_lines"][2] == share(4, 6)
     assert found["zh_ended_lines"].tolist() == [1, 1, 0, 1, 0]
