@@ -111,8 +111,8 @@ def _wkv4(chunks: Chunks, w: Tensor, u: Tensor, k: Tensor, v: Tensor, first: Ten
         torch.cat([fill, t[:, :-1]], 1) for fill, t in zip((none, none, none + NOTHING), sums, strict=True)
     )  # type: ignore[assignment]
     past = _join(before.unsqueeze(2).unbind(1), (since - real) * w, shifted)  # type: ignore[arg-type]
-    # the current token comes with its bonus instead of its decay; a place without a token gives 0 / 1
-    now = torch.exp(u * real + key - (u + key).detach())
+    # the current token comes with its bonus instead of its decay
+    now = torch.exp(u + key - (u + key).detach())
     num, den, _ = _join(past, torch.zeros_like(w), (now * value, now, (u + key).detach()))
     return chunks.collect(num / den), last
 
@@ -157,19 +157,13 @@ def _wkv6(
     """
     r, k, v, w = (chunks.spread(t).transpose(1, 2) for t in (r, k, v, w))
     y = ((r * u[:, None] * k).sum(-1, keepdim=True)) * v
-    past, rest = torch.zeros_like(w), torch.zeros_like(w)
-    """Log-decay of a block from its start to before a token, and from after a token to its end."""
-    total = w
+    # log-decay of a block from its start to before a token, from after a token to its end, and as a whole
+    past, rest, total = torch.zeros_like(w), torch.zeros_like(w), w
     half = 1
     while half < chunks.size:
-
-        def blocks(x: Tensor, half: int = half) -> tuple[Tensor, Tensor]:
-            x = x.unflatten(2, (-1, 2, half))
-            return x[:, :, :, 0], x[:, :, :, 1]
-
-        (past0, past1), (rest0, rest1) = blocks(past), blocks(rest)
-        scores = (blocks(r)[1] * past1.exp()) @ (blocks(k)[0] * rest0.exp()).transpose(-1, -2)
-        seen = scores @ blocks(v)[0]
+        (past0, past1), (rest0, rest1) = _halves(past, half), _halves(rest, half)
+        scores = (_halves(r, half)[1] * past1.exp()) @ (_halves(k, half)[0] * rest0.exp()).transpose(-1, -2)
+        seen = scores @ _halves(v, half)[0]
         y = y + torch.stack([torch.zeros_like(seen), seen], 3).flatten(2, 4)
         left, right = total[:, :, 0::2].unsqueeze(3), total[:, :, 1::2].unsqueeze(3)
         past = torch.stack([past0, past1 + left], 3).flatten(2, 4)
@@ -181,6 +175,12 @@ def _wkv6(
     before, last = carry(chunks, first, lambda state, part: state * kept[part] + gain[part])
     y = y + (r * past.exp()) @ before
     return chunks.collect(y.transpose(1, 2)), last
+
+
+def _halves(x: Tensor, half: int) -> tuple[Tensor, Tensor]:
+    """[M, H, C, .] -> left and right halves of its blocks, [M, H, blocks, half, .] each."""
+    x = x.unflatten(2, (-1, 2, half))
+    return x[:, :, :, 0], x[:, :, :, 1]
 
 
 def reference_wkv7(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -155,8 +156,9 @@ def initialise(model: nn.Module, seed: int) -> None:
         p.copy_(torch.randn(p.shape, generator=generator, dtype=torch.float32) * scale)
     for module in model.modules():
         # gains of 1 + w, or of single heads; in recurrences how fast a channel forgets is no draw around zero
-        if hasattr(module, "initialise"):
-            module.initialise()
+        start: Any = getattr(module, "initialise", None)
+        if start is not None:
+            start()
 
 
 def fresh(spec: Spec, seed: int, family: str = "llama", dtype: torch.dtype = torch.float32) -> Decoder:
