@@ -54,7 +54,12 @@ _RANGES = (
     ("HAN", 0xF900, 0xFAFF),
 )  # fmt: skip
 SCRIPTS = ("", *dict.fromkeys(name for name, _, _ in _RANGES))
-_SPLIT = re.compile(r"[\W\d_]+")
+_MARKS = (
+    "\u0300-\u036f\u0591-\u05c7\u064b-\u065f\u0670\u0900-\u0dff\u0e31-\u0e4e\u0eb1-\u0ecd\u0f71-\u0f84"
+    "\u102b-\u103e\u17b4-\u17d3"
+)
+"""Vowel signs and accents that stand for themselves: parts of words, though not letters to `re`."""
+_SPLIT = re.compile(rf"(?:[^\w{_MARKS}]|[\d_\u0964\u0965])+")
 
 
 @lru_cache(maxsize=1)

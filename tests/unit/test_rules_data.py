@@ -116,9 +116,8 @@ def test_every_rule_at_its_limit_and_beyond(rule: rules.Rule) -> None:
 
 def prose(words: int, width: int = 12) -> str:
     """Sentences in which no word comes twice but for two stop words at the head."""
-    stems = [
-        f"{'bcdfghjklm'[k % 10]}{'aeiou'[k // 10 % 5]}{'npqrstvwxz'[k // 50 % 10]}e\" for k in range(words)
-    ]
+    first, second, third = "bcdfghjklm", "aeiou", "npqrstvwxz"
+    stems = [first[k % 10] + second[k // 10 % 5] + third[k // 50 % 10] + "e" for k in range(words)]
     rows = [stems[k : k + width] for k in range(0, words - 3, width)]
     return "the and to.\n" + "\n".join(" ".join(row) + "." for row in rows)
 
