@@ -20,12 +20,12 @@ Angles = list[tuple[Tensor, Tensor]]
 """cos and sin, each [N, F] in fp32, of every distinct Rope of a model."""
 
 
-def inverse_frequencies(rope: Rope, length: int = 0) -> tuple[Tensor, float]:
-    """[F] angles per position in fp32, and the factor on cos and sin, for sequences of `length` tokens (read
-    by kinds that depend on it; 0 means short).
+def inverse_frequencies(rope: Rope) -> tuple[Tensor, float]:
+    """[F] angles per position in fp32, and the factor on cos and sin; of a Rope that depends on the length
+    those of a short sequence.
 
-    linear: Chen et al. 2023 (arXiv:2306.15595); dynamic: NTK-aware scaling with the current length; llama3:
-    Llama 3 release; yarn: Peng et al. 2023 (arXiv:2309.00071); longrope: Ding et al. 2024 (arXiv:2402.13753).
+    linear: Chen et al. 2023 (arXiv:2306.15595); llama3: Llama 3 release; yarn: Peng et al. 2023
+    (arXiv:2309.00071); dynamic, longrope: see `by_length`.
     """
     if rope.sections:
         parts = [_plain(2 * count, rope.theta) for count in rope.sections]
@@ -33,21 +33,17 @@ def inverse_frequencies(rope: Rope, length: int = 0) -> tuple[Tensor, float]:
         return torch.cat(parts), 1.0
     inv_F = _plain(rope.dim, rope.theta)
     scaling = rope.scaling
-    if scaling is None:
+    if scaling is None or scaling.kind == "dynamic":
         return inv_F, 1.0
     if scaling.kind == "linear":
         return inv_F / scaling.factor, 1.0
-    if scaling.kind == "dynamic":
-        stretch = scaling.factor * max(length / scaling.original_context, 1.0) - (scaling.factor - 1)
-        return _plain(rope.dim, rope.theta * stretch ** (rope.dim / (rope.dim - 2))), 1.0
     if scaling.kind == "llama3":
         turns_F = scaling.original_context * inv_F / (2 * math.pi)
         low, high = scaling.low_freq_factor, scaling.high_freq_factor
         keep_F = ((turns_F - low) / (high - low)).clamp(0, 1)
         return inv_F * (keep_F + (1 - keep_F) / scaling.factor), 1.0
     if scaling.kind == "longrope":
-        divisors = scaling.long_factor if length > scaling.original_context else scaling.short_factor
-        return inv_F / torch.tensor(divisors, dtype=torch.float32), _longrope_factor(scaling)
+        return inv_F / torch.tensor(scaling.short_factor), _longrope_factor(scaling)
     return _yarn(rope, scaling, inv_F)
 
 
@@ -90,15 +86,30 @@ def _yarn(rope: Rope, scaling: RopeScaling, inv_F: Tensor) -> tuple[Tensor, floa
 
 
 def by_length(rope: Rope, pos_N: Tensor, lengths: Sequence[int]) -> tuple[Tensor, float]:
-    """[N, F] angles per position of a Rope whose frequencies depend on the sequence's length: the last
-    position of each segment plus one. A sequence longer than `rope.switch` is rotated by other numbers than
-    its shorter beginnings were: such models are not causally consistent, by design."""
-    ends = torch.tensor(lengths, device=pos_N.device).cumsum(0) - 1
-    parts = []
-    for length, last in zip(lengths, pos_N[ends].tolist(), strict=True):
-        inv_F, factor = inverse_frequencies(rope, int(last) + 1)
-        parts.append(inv_F.expand(length, -1))
-    return torch.cat(parts).to(pos_N.device), factor
+    """[N, F] angles per position of a Rope whose frequencies depend on the sequence's length L, which is the
+    last position of each segment plus one. dynamic (NTK-aware scaling with the current length): base times
+    (s L / C - (s - 1))^(d / (d - 2)) beyond the original context C; longrope (Ding et al. 2024,
+    arXiv:2402.13753): other divisors beyond it.
+
+    A sequence that grows past C is rotated by other numbers than its shorter beginnings were: such models are
+    not causally consistent, by design.
+    """
+    scaling = rope.scaling
+    assert scaling is not None
+    ends = torch.tensor(lengths).cumsum(0) - 1
+    last_N = ends.repeat_interleave(torch.tensor(lengths), output_size=sum(lengths)).to(pos_N.device)
+    length_N1 = (pos_N[last_N] + 1)[:, None].float()
+    inv_F = _plain(rope.dim, rope.theta).to(pos_N.device)
+    if scaling.kind == "longrope":
+        short_F, long_F = (
+            torch.tensor(x, device=pos_N.device) for x in (scaling.short_factor, scaling.long_factor)
+        )
+        divisors_NF = torch.where(length_N1 > scaling.original_context, long_F, short_F)
+        return inv_F / divisors_NF, _longrope_factor(scaling)
+    over_N1 = (length_N1 / scaling.original_context).clamp(min=1.0)
+    stretch_N1 = scaling.factor * over_N1 - (scaling.factor - 1)
+    exponent_F = torch.arange(0, rope.dim, 2, device=pos_N.device) / (rope.dim - 2)
+    return inv_F / stretch_N1**exponent_F, 1.0
 
 
 def two_streams(pos_N: Tensor, lengths: Sequence[int], prefix: Sequence[int]) -> Tensor:

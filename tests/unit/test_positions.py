@@ -56,24 +56,29 @@ LONG = Rope(
 )
 
 
+def at_length(rope: Rope, length: int) -> torch.Tensor:
+    """Frequencies in a text of that many tokens."""
+    return by_length(rope, torch.arange(length), (length,))[0][0]
+
+
 def test_dynamic_frequencies_stretch_with_the_length() -> None:
-    for length in (0, 5, 10):
-        assert torch.allclose(inverse_frequencies(DYNAMIC, length)[0], PLAIN)
+    for length in (1, 5, 10):
+        assert torch.allclose(at_length(DYNAMIC, length), PLAIN)
     theta = 1e4 * (2 * 15 / 10 - 1) ** (8 / 6)
-    assert torch.allclose(inverse_frequencies(DYNAMIC, 15)[0], 1.0 / theta ** (torch.arange(0, 8, 2) / 8))
+    assert torch.allclose(at_length(DYNAMIC, 15), 1.0 / theta ** (torch.arange(0, 8, 2) / 8))
 
 
 def test_longrope_switches_beyond_the_original_context() -> None:
-    short, factor = inverse_frequencies(LONG, 10)
-    long, same = inverse_frequencies(LONG, 11)
-    assert torch.allclose(short, PLAIN) and torch.allclose(long, PLAIN / torch.tensor([1.0, 2.0, 4.0, 8.0]))
-    assert factor == same == pytest.approx(math.sqrt(1 + math.log(4) / math.log(10)))
+    assert torch.allclose(at_length(LONG, 10), PLAIN)
+    assert torch.allclose(at_length(LONG, 11), PLAIN / torch.tensor([1.0, 2.0, 4.0, 8.0]))
+    _, factor = by_length(LONG, torch.arange(3), (3,))
+    assert factor == inverse_frequencies(LONG)[1] == pytest.approx(math.sqrt(1 + math.log(4) / math.log(10)))
 
 
 def test_every_segment_has_the_frequencies_of_its_own_length() -> None:
     pos = torch.cat([torch.arange(4), torch.arange(12)])
     inv_NF, _ = by_length(LONG, pos, (4, 12))
-    assert torch.allclose(inv_NF[0], PLAIN) and torch.allclose(inv_NF[4], inverse_frequencies(LONG, 12)[0])
+    assert torch.allclose(inv_NF[0], PLAIN) and torch.allclose(inv_NF[4], at_length(LONG, 12))
     # a step of generation: one token at position 11
     assert torch.allclose(by_length(LONG, torch.tensor([11]), (1,))[0][0], inv_NF[4])
 
