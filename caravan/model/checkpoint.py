@@ -148,7 +148,7 @@ def _build(
     kept = rules.beside(getattr(family, "KEPT", ""), steps, table, tensors.keys())
     loaded, model.bare = rules.load(table, steps, tensors.keys() - kept, tensors.__getitem__, str(folder))
     model.kept = {key: tensors[key].clone() for key in sorted(kept)}
-    wide = wide_names(model)
+    wide = wide_names(model) | ({name for name, _ in head.named_parameters()} if head is not None else set())
     for step in steps:
         if tuple(loaded[step.target].shape) != shapes[step.target]:
             raise UserError(

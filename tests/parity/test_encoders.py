@@ -19,6 +19,8 @@ from caravan.data.tokenizer import Tokenizer
 from caravan.kernels.attention import Segments
 from caravan.model import checkpoint, families
 from caravan.model.encoders.cpm import Graph
+from caravan.model.encoders.deberta import log_buckets
+from caravan.model.encoders.rows import t5_buckets
 from caravan.stage import Runtime, execute
 from caravan.stages import reward
 from caravan.store import Store
@@ -116,6 +118,21 @@ def test_packed_patches_are_single_documents(tmp_path: Path) -> None:
         assert error(said[bgpt.SIZE - 1 :], bgpt.oracle(bgpt.BGPT, tensors, text[None])[0]) < TOLERANCE
     with pytest.raises(UserError, match="patches of 4"):
         model(ids[:9], pos[:9], Segments((9,)))
+
+
+def test_buckets_are_the_same_over_the_whole_range() -> None:
+    from transformers.models.deberta_v2.modeling_deberta_v2 import make_log_bucket_position
+    from transformers.models.t5.modeling_t5 import T5Attention
+
+    for buckets, furthest in ((32, 128), (512, 2048), (10, 77)):
+        distance = torch.arange(-2 * furthest, 2 * furthest)
+        for both in (True, False):
+            want = T5Attention._relative_position_bucket(distance, both, buckets, furthest)
+            assert torch.equal(t5_buckets(distance, buckets, furthest, both), want)
+    for buckets, furthest in ((256, 512), (6, 30), (32, 513)):
+        distance = torch.arange(-2 * furthest, 2 * furthest)
+        want = make_log_bucket_position(distance, buckets, furthest).long()
+        assert torch.equal(log_buckets(distance, buckets, furthest), want)
 
 
 @pytest.mark.slow
@@ -376,6 +393,9 @@ def test_a_pooling_matrix_is_kept_and_weights_round_as_the_file_does(tmp_path: P
     other = reward.fresh(checkpoint.load_backbone(tmp_path), 1)
     assert torch.equal(model.score.pool.weight, other.score.pool.weight)
     assert not torch.equal(model.score.score.weight, other.score.score.weight)
+    bert.save(model, tmp_path / "reward")
+    theirs = transformers.BertForSequenceClassification(transformers.BertConfig(**bert.ENCODER, num_labels=1))
+    assert set(checkpoint.TensorFolder(tmp_path / "reward")) == set(theirs.state_dict())
     model.score.score.bias.data.fill_(0.123)
     reward.as_saved(model, torch.bfloat16)
     assert float(model.score.score.bias) == float(torch.tensor(0.123).bfloat16())
@@ -386,6 +406,7 @@ def test_encoders_work_in_bf16_and_give_gradients(cases: Any, tmp_path: Path) ->
     saved(cases.CASES[0] if cases is not t5 else cases.CASES[3], tmp_path)
     exact = checkpoint.load_classifier(tmp_path)
     coarse = checkpoint.load_classifier(tmp_path, dtype=torch.bfloat16)
+    assert torch.equal(coarse.score.score.weight, exact.score.score.weight), "the head is never rounded"
     labels = coarse.labels(bert.batch(rows()))
     assert labels.dtype == torch.float32
     assert float((labels - exact.labels(bert.batch(rows()))).detach().abs().mean()) < 0.1
