@@ -33,8 +33,6 @@ from caravan.kernels.attention import Segments
 from caravan.model.decoder import Decoder
 from caravan.types import Completion, Sampling, UserError
 
-_CACHE_BYTES = 2 << 30
-
 FinishReason = Literal["stop", "length", "abort"]
 
 
@@ -92,7 +90,7 @@ class Engine:
                 by default as many as `max_seqs` full contexts need, within 2 GiB.
             version: name of the present weights.
         """
-        context = min(max_tokens or model.spec.context, model.spec.context)
+        context = min(max_tokens or model.spec.context, model.spec.context, needs.MOST_POSITIONS)
         if vocab_size is not None and vocab_size > model.spec.vocab:
             raise UserError(
                 f"the tokenizer knows {vocab_size} ids and the model only {model.spec.vocab}",
@@ -107,7 +105,7 @@ class Engine:
         step_tokens = max(step_tokens or 512, max_seqs + block_size)
         if regime is not None or model.spec.prefix_token is not None:
             step_tokens = max(step_tokens, max_seqs + context)
-        blocks = -(-(cache_tokens or _default_cache(model, max_seqs * context)) // block_size)
+        blocks = -(-(cache_tokens or needs.cache_positions(model.spec, max_seqs * context)) // block_size)
         self.scheduler = Scheduler(
             blocks=blocks,
             block_size=block_size,
@@ -328,12 +326,6 @@ class Engine:
         else:
             text = self.decode([id for id in ids if id not in self.stop_ids]) if self.decode else ""
         return Completion(tuple(ids), tuple(active.logprobs), reason, text)
-
-
-def _default_cache(model: Decoder, wanted: int) -> int:
-    """Positions whose float32 keys and values fill 2 GiB, but no more than `wanted`."""
-    per_position = sum(4 * a.n_kv * (a.head_dim + a.value_dim) for a in model.spec.attns)
-    return min(wanted, max(2048, _CACHE_BYTES // per_position)) if per_position else wanted
 
 
 def _check(sampling: Sampling) -> None:

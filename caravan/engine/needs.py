@@ -7,6 +7,10 @@ from collections.abc import Callable, Sequence
 from caravan.model.spec import Spec
 from caravan.types import UserError
 
+CACHE_BYTES = 2 << 30
+MOST_POSITIONS = 1 << 20
+"""Longest sequence, and positions in all, where the model itself has no limit (recurrent ones)."""
+
 
 def is_recurrent(spec: Spec) -> bool:
     """Whether some layer carries a state from token to token. Such a state has no blocks that another
@@ -21,16 +25,18 @@ def check_causal(spec: Spec) -> None:
 
 
 def prefix(spec: Spec, prompt: Sequence[int]) -> int:
-    """First tokens of a prompt that see each other in both directions. UserError when a prefix model's prompt
-    does not say where that ends."""
-    if spec.prefix_token is None:
+    """First tokens of a prompt that see each other in both directions; 0 for most models, and where the
+    prompt lacks the token that ends them. What is generated never moves that end."""
+    if spec.prefix_token is None or spec.prefix_token not in prompt:
         return 0
-    if spec.prefix_token not in prompt:
-        raise UserError(
-            f"the prompt lacks token {spec.prefix_token}, before which this model reads in both directions",
-            "render the conversation with the model's own template",
-        )
     return list(prompt).index(spec.prefix_token)
+
+
+def cache_positions(spec: Spec, wanted: int) -> int:
+    """Positions whose float32 keys and values fill 2 GiB, but no more than `wanted`. Where no layer keeps any
+    only the bookkeeping costs memory."""
+    per_position = sum(4 * a.n_kv * (a.head_dim + a.value_dim) for a in spec.attns)
+    return min(wanted, max(2048, CACHE_BYTES // per_position) if per_position else MOST_POSITIONS)
 
 
 def regime(spec: Spec) -> Callable[[int], int] | None:

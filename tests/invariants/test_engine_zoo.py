@@ -182,7 +182,7 @@ def prompts(spec: Spec) -> list[list[int]]:
 @torch.no_grad()
 def slow(model: Decoder, prompt: list[int], new: int) -> Completion:
     ids, logprobs = list(prompt), []
-    prefix = None if model.spec.prefix_token is None else (prompt.index(BEGIN),)
+    prefix = (prompt.index(BEGIN),) if model.spec.prefix_token in prompt else None
     for _ in range(new):
         hidden = model(torch.tensor(ids), torch.arange(len(ids)), Slow((len(ids),), prefix))
         logp = model.logits(hidden[-1]).log_softmax(-1)
@@ -270,8 +270,8 @@ def test_what_a_prefix_model_may_share() -> None:
     got = engine.generate([longer], Sampling(temperature=0, max_tokens=4))[0][0]
     assert engine.stats()["cached_tokens"] == 2 * 32, "another prefix sees other tokens: nothing is alike"
     same(got, slow(model, longer, 4))
-    with pytest.raises(UserError, match="lacks token 52"):
-        engine.submit([1, 2, 3], Sampling())
+    plain = [1, 2, 3, 4]  # without the token nobody sees ahead
+    same(engine.generate([plain], Sampling(temperature=0, max_tokens=4))[0][0], slow(model, plain, 4))
 
 
 def test_recurrent_models_share_nothing() -> None:
@@ -279,6 +279,14 @@ def test_recurrent_models_share_nothing() -> None:
     engine = Engine(model, max_seqs=4)
     engine.generate([list(range(40))], Sampling(temperature=0, max_tokens=3), n=3)
     assert engine.stats()["cached_tokens"] == 0 and not engine.lanes.pool
+
+
+def test_a_model_without_a_limit_gets_one() -> None:
+    model = recurrent(False)
+    model.spec = replace(model.spec, max_pos=1 << 40)
+    engine = Engine(model)
+    assert engine.scheduler.max_context == 1 << 20 and engine.stats()["blocks"] == 1 << 16
+    assert len(engine.generate([[1, 2]], Sampling(max_tokens=3))[0][0].ids) == 3
 
 
 def test_readers_in_both_directions_do_not_generate() -> None:
