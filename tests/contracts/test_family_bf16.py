@@ -3,7 +3,7 @@ own bf16 model is.
 
 Single numbers cannot be compared: one rounding more or less moves them, and a router may choose another
 expert. The mean difference from fp32 can: ours was 0.73 to 1.04 times theirs over all families, and 1.22 for
-DBRX's router. It notices what is wrong by a percent, and a type that does not fit; not the order of two
+DBRX's router. It notices what is wrong by a few percent, and a type that does not fit; not the order of two
 roundings.
 """
 
