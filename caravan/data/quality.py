@@ -83,7 +83,7 @@ def chosen(x: Counts, rows: np.ndarray) -> Counts:
 def _units(view: View) -> tuple[np.ndarray, np.ndarray]:
     """(document, hash) of every unit: words without Han characters, Han characters and pairs of them."""
     document, word = view.document_V, view.hash_V
-    place = np.flatnonzero(view.bits_N & HAN)
+    place = view.places(HAN)
     if not len(place):
         return document, word
     start = view.word_start_W[view.has_letters_W]

@@ -19,13 +19,12 @@ from functools import cached_property, lru_cache
 
 import numpy as np
 
-SPACE, ALPHA, DIGIT, MARK, HAN, UPPER, WIDE = 1, 4, 8, 16, 32, 64, 128
-"""Bits of a character: white space, letter, digit, punctuation or symbol, Han, upper case, and punctuation of
-Chinese and Japanese (full width)."""
+SPACE, ALPHA, DIGIT, MARK, HAN, UPPER, OTHER = 1, 4, 8, 16, 32, 64, 128
+"""Bits of a character: white space, letter, digit, punctuation or symbol, Han, upper case; and OTHER, which
+is no letter, no mark and no white space."""
 _TOP = 0x33480
 """Characters from here on have no properties we look at (tags, private use)."""
 _HAN = ((0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x3347F))
-_WIDE = "，。、；：？！“”‘’（）《》〈〉「」『』【】〔〕—…·～"
 
 
 @lru_cache(maxsize=1)
@@ -53,8 +52,7 @@ def tables() -> tuple[np.ndarray, np.ndarray]:
         part = bits[first : last + 1]
         part[(part & ALPHA) > 0] |= HAN
     bits[0x3007] |= HAN  # the zero is a number to Unicode
-    for char in _WIDE:
-        bits[ord(char)] |= WIDE
+    bits[(bits & (ALPHA | MARK | SPACE)) == 0] |= OTHER
     return bits, _mixed(lower)
 
 
@@ -95,6 +93,7 @@ class View:
         self.end_D = np.cumsum(sizes + 1) - 1
         self.start_D = self.end_D - sizes
         self.chars_D = sizes
+        self._places: dict[int, np.ndarray] = {}
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -104,19 +103,19 @@ class View:
         codes = self.codes_N
         return tables()[0][np.minimum(codes, _TOP) if codes.size and codes.max() > _TOP else codes]
 
-    @cached_property
-    def kinds_DK(self) -> np.ndarray:
-        """int64 [D, 256]: how many characters have each combination of bits."""
-        rows = [np.bincount(self.bits_N[a:b], minlength=256) for a, b in self._spans()]
-        return np.stack(rows) if rows else np.zeros((0, 256), np.int64)
-
-    def _spans(self) -> list[tuple[int, int]]:
-        return list(zip(self.start_D.tolist(), self.end_D.tolist(), strict=True))
+    def places(self, bit: int) -> np.ndarray:
+        """int64, ascending: positions of the characters that have a bit."""
+        if bit not in self._places:
+            self._places[bit] = np.flatnonzero(self.bits_N & bit)
+        return self._places[bit]
 
     def count(self, bit: int) -> np.ndarray:
-        """int64 [D]: characters that have a bit."""
-        chosen = np.flatnonzero(np.arange(256) & bit)
-        return self.kinds_DK[:, chosen].sum(axis=1)
+        """int64 [D]: characters that have a bit. Those of most characters are told from the others."""
+        if bit == SPACE:
+            return self.chars_D - self.sum_words(self.word_end_W - self.word_start_W)
+        if bit == ALPHA:
+            return self.chars_D - self.count(SPACE) - self.count(MARK) - self.count(OTHER)
+        return self.inside(self.places(bit))
 
     def occurrences(self, code: int) -> np.ndarray:
         """int64 [D]: how often one character occurs."""
@@ -154,7 +153,7 @@ class View:
     @cached_property
     def letters_W(self) -> np.ndarray:
         """int64: characters of each word that are neither punctuation nor symbol."""
-        marks = np.flatnonzero(self.bits_N & MARK)
+        marks = self.places(MARK)
         at = np.searchsorted(self.word_start_W, marks, side="right") - 1
         return self.word_end_W - self.word_start_W - np.bincount(at, minlength=len(self.word_start_W))
 
@@ -300,13 +299,25 @@ class View:
             len(self),
         )
 
-    def with_any(self, phrases: Sequence[str]) -> np.ndarray:
-        """bool [D]: documents that contain one of the phrases, which are given in lower case."""
-        return np.fromiter((any(p in low for p in phrases) for low in self.lowered), np.bool_, len(self))
-
     @cached_property
-    def lowered(self) -> list[str]:
-        return [text.lower() for text in self.texts]
+    def _ascii(self) -> bytes:
+        """All texts, one byte per character, lower-cased; what is not Latin-1 is a question mark."""
+        return "\n".join(self.texts).encode("latin-1", "replace").lower()
+
+    def finds(self, phrase: bytes) -> np.ndarray:
+        """int64, ascending: where an ASCII phrase in lower case begins, whatever its case in the text."""
+        found, at = [], self._ascii.find(phrase)
+        while at >= 0:
+            found.append(at)
+            at = self._ascii.find(phrase, at + len(phrase))
+        return np.array(found, np.int64)
+
+    def with_any(self, phrases: Sequence[bytes]) -> np.ndarray:
+        """bool [D]: documents that contain one of the phrases."""
+        out = np.zeros(len(self), np.bool_)
+        for phrase in phrases:
+            out |= self.inside(self.finds(phrase)) > 0
+        return out
 
 
 def _copies(parts: Sequence[str]) -> tuple[int, int]:

@@ -26,7 +26,7 @@ COLUMNS = {
     "c4_any_end_braces": "lines with { among them",
 }
 _PHRASES = ("lorem ipsum", "javascript", *lines.POLICY)
-_HINTS = ("lorem ipsum", "javascript", "terms of use", "privacy policy", "cookie")
+_HINTS = (b"lorem ipsum", b"javascript", b"terms of use", b"privacy policy", b"cookie")
 """One of these is in every text that holds one of the phrases: fewer to look for."""
 
 
@@ -58,7 +58,8 @@ def _unusual(view: View) -> np.ndarray:
     """int64: documents that must be looked at line by line."""
     flag = view.occurrences(ord("{")) > 0
     for d in np.flatnonzero(view.with_any(_HINTS) & ~flag).tolist():
-        flag[d] = any(p in view.lowered[d] for p in _PHRASES)
+        low = view.texts[d].lower()
+        flag[d] = any(p in low for p in _PHRASES)
     for d in np.flatnonzero((view.occurrences(ord("[")) > 0) & ~flag).tolist():
         flag[d] = lines.CITATION.search(view.texts[d]) is not None
     size = view.word_end_W - view.word_start_W

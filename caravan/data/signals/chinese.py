@@ -70,7 +70,7 @@ def signals(view: View) -> dict[str, np.ndarray]:
     out["zh_chars"], out["zh_longest_clause"] = han, np.zeros(len(view), np.int64)
     if not (han >= 10).any():
         return out
-    place_H = np.flatnonzero(view.bits_N & HAN)
+    place_H = view.places(HAN)
     length_L = view.line_end_L - view.line_start_L
     kind = _writing()[np.minimum(view.codes_N[place_H], 0xFFFF)]
     made = {
@@ -88,7 +88,7 @@ def signals(view: View) -> dict[str, np.ndarray]:
 
 def _longest_clause(view: View) -> np.ndarray:
     """int64 [D]: the longest stretch between two marks or white spaces, or the ends of the text."""
-    breaks = np.flatnonzero(view.bits_N & (MARK | SPACE))  # the separators between documents are among them
+    breaks = view.places(MARK | SPACE)  # the separators between documents are among them
     gaps = np.diff(np.concatenate([[-1], breaks])) - 1
     first = np.searchsorted(breaks, view.start_D)
     return np.maximum.reduceat(gaps, first) if len(first) else np.zeros(0, np.int64)

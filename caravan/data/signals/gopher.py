@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from caravan.data.signals._view import ALPHA, MARK, SPACE, View, ratio
+from caravan.data.signals._view import OTHER, View, ratio
 
 VERSION = 1
 COLUMNS = {
@@ -29,9 +29,7 @@ _STOP_KEYS = np.array([sum(ord(c) << (16 * k) for k, c in enumerate(w)) for w in
 def signals(view: View) -> dict[str, np.ndarray]:
     plain = np.diff(view.plain_range_D)
     first = view.codes_N[view.line_start_L]
-    ellipses = view.occurrences(0x2026) + np.fromiter(
-        (text.count("...") for text in view.texts), np.int64, len(view)
-    )
+    ellipses = view.occurrences(0x2026) + view.inside(view.finds(b"..."))
     return {
         "gopher_words": plain,
         "gopher_mean_word_length": ratio(view.sum_plain(view.letters_V), plain),
@@ -46,7 +44,7 @@ def signals(view: View) -> dict[str, np.ndarray]:
 
 def _with_letter(view: View) -> np.ndarray:
     """bool [W]: words with a letter. Other characters are rare, so they are what is counted."""
-    others = np.flatnonzero((view.bits_N & (ALPHA | MARK | SPACE)) == 0)
+    others = view.places(OTHER)
     at = np.searchsorted(view.word_start_W, others, side="right") - 1
     return view.letters_W > np.bincount(at, minlength=len(view.word_start_W))
 

@@ -104,5 +104,5 @@ def _reads(word_V: np.ndarray, at: np.ndarray, phrase: np.ndarray) -> np.ndarray
 
 
 def _per_line(view: View, bit: int) -> np.ndarray:
-    places = np.flatnonzero(view.bits_N & bit)
+    places = view.places(bit)
     return np.searchsorted(places, view.line_end_L) - np.searchsorted(places, view.line_start_L)
