@@ -229,6 +229,16 @@ class Tokenizer:
         """Ids that end an answer: end of turn, end of text, and what generation_config.json lists."""
         return frozenset(i for i in (self.end_of_turn, self.eos, *self._more_stops) if i is not None)
 
+    @property
+    def unknown(self) -> int | None:
+        """The id that stands for what the vocabulary cannot spell; None if it can spell everything."""
+        model = self._definition["model"]
+        named = self._named("unk_token")
+        spells = model.get("byte_fallback") or "ByteLevel" in json.dumps(
+            self._definition.get("decoder") or {}
+        )
+        return None if spells else named
+
     def _named(self, name: str) -> int | None:
         text = self.token_texts.get(name)
         return None if text is None else self._vocabulary.get(text)

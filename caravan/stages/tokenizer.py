@@ -1,28 +1,41 @@
-"""Train a byte-level BPE tokenizer on a corpus (and on conversations, if given)."""
+"""Train a tokenizer on a corpus (and on conversations), or extend or prune one that exists.
+
+Without `base` a new vocabulary is trained. With `base` its vocabulary grows by what the corpus needs, or
+shrinks to what the corpus uses; then `kept_ids.json` lists the old id of each new one, so that rows of
+embeddings can follow.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from caravan.data import records
 from caravan.data.tokenizer import Tokenizer, train
+from caravan.data.vocabulary.report import Report
 from caravan.stage import Runtime
 from caravan.store import Artefact
 from caravan.types import UserError
 
-INPUTS = {"corpus": "corpus", "chats": "conversations?"}
+INPUTS = {"corpus": "corpus", "chats": "conversations?", "base": "tokenizer|model?"}
 OUTPUT = "tokenizer"
 USES: dict[str, str] = {}
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
+    kind: Literal["bpe", "sentencepiece", "unigram", "bytes"] = "bpe"
+    """Of a new vocabulary: bpe over bytes; SentencePiece's BPE; its unigram model; or bytes, untrained."""
     vocab: int = 8192
-    """Entries at most: 256 bytes, 4 special tokens, the rest merges."""
+    """Entries at most: bytes, special tokens, the rest merges. With `base`: of the extended vocabulary."""
+    change: Literal["extend", "prune"] = "extend"
+    """What becomes of `base`: more entries for what the corpus holds, or only the entries it uses."""
+    coverage: float = 0.9995
+    """Share of all characters that get an entry of their own (sentencepiece, unigram, extend)."""
     min_count: int = 2
     """A pair must occur this often to be merged."""
     sample_bytes: int = 256 << 20
@@ -34,15 +47,42 @@ class Config:
 def run(cfg: Config, inputs: Mapping[str, Artefact], out: Path, rt: Runtime) -> dict[str, Any]:
     corpus, chats = inputs["corpus"], inputs.get("chats")
     rt.report(0, 0, "bytes")
-    tokenizer = train(_texts(cfg, corpus, chats, rt), cfg.vocab, cfg.min_count)
+    texts = _texts(cfg, corpus, chats, rt)
+    about: dict[str, Any] = {}
+    if "base" in inputs:
+        tokenizer, about = _changed(cfg, Tokenizer.load(inputs["base"].path), texts, out)
+    else:
+        tokenizer = train(texts, cfg.vocab, cfg.min_count, cfg.kind, cfg.coverage)
     tokenizer.save(out)
-    measured, used = _measure(cfg, Tokenizer.load(out), corpus, chats)
+    strict = "base" not in inputs
+    measured, used = _measure(cfg, Tokenizer.load(out), corpus, chats, strict)
     return {
         "vocab": tokenizer.vocab_size,
         "vocab_asked": cfg.vocab,
+        "algorithm": tokenizer.kind,
+        "split": tokenizer.split_name,
+        **about,
         **measured,
         "ids_used": round(used / tokenizer.vocab_size, 4),
     }
+
+
+def _changed(
+    cfg: Config, base: Tokenizer, texts: Iterator[str], out: Path
+) -> tuple[Tokenizer, dict[str, Any]]:
+    """The base, extended or pruned, and what to say about it."""
+    if cfg.change == "prune":
+        made, kept = base.pruned(texts)
+        (out / "kept_ids.json").write_text(json.dumps(kept), encoding="utf-8")
+        return made, {"vocab_of_base": base.vocab_size}
+    more = cfg.vocab - base.vocab_size
+    if more <= 0:
+        raise UserError(
+            f"the base has {base.vocab_size} entries already: there is no room for more in {cfg.vocab}",
+            f"use --vocab {base.vocab_size + 8192} or so, or --change prune",
+        )
+    made = base.extended(texts, more, cfg.min_count, cfg.coverage)
+    return made, {"vocab_of_base": base.vocab_size, "added": made.vocab_size - base.vocab_size}
 
 
 def _texts(cfg: Config, corpus: Artefact, chats: Artefact | None, rt: Runtime) -> Iterator[str]:
@@ -59,45 +99,45 @@ def _texts(cfg: Config, corpus: Artefact, chats: Artefact | None, rt: Runtime) -
 
 
 def _measure(
-    cfg: Config, tokenizer: Tokenizer, corpus: Artefact, chats: Artefact | None
+    cfg: Config, tokenizer: Tokenizer, corpus: Artefact, chats: Artefact | None, strict: bool
 ) -> tuple[dict[str, Any], int]:
-    """Bytes per token, overall, per language and on chats; how many ids occur. Checks that text comes back
-    whole."""
-    sizes: dict[str, list[int]] = {}
+    """Bytes per token, overall, per language, per script and on chats; how many ids occur. Checks that text
+    comes back whole; `strict`: it must."""
     used: set[int] = set()
+    report, of_chats = (Report(tokenizer.bytes_of, tokenizer.unknown) for _ in range(2))
+    changed = 0
+    left = cfg.measure_bytes
 
-    def take(label: str, text: str) -> int:
+    def take(into: Report, label: str, text: str) -> None:
+        nonlocal changed, left
         ids = tokenizer.encode(text)
         if tokenizer.decode(ids) != text:
-            raise UserError(f"the tokenizer does not give back its text: {text[:80]!r}")
+            changed += 1
+            if strict and "\u2581" not in text:
+                raise UserError(f"the tokenizer does not give back its text: {text[:80]!r}")
         used.update(ids)
-        size = len(text.encode())
-        entry = sizes.setdefault(label, [0, 0])
-        entry[0] += size
-        entry[1] += len(ids)
-        return size
+        into.add(text, ids, label)
+        left -= len(text.encode())
 
-    left = cfg.measure_bytes
     for split in ("heldout", "train"):
         for document in records.read_documents(corpus / f"{split}.jsonl.zst"):
             if left <= 0:
                 break
-            left -= take(document.lang or "none", document.text)
-    overall = _ratio([sum(s[k] for s in sizes.values()) for k in (0, 1)])
+            take(report, document.lang, document.text)
+    languages = report.by_language()
     facts: dict[str, Any] = {
-        "bytes_per_token": overall,
-        "bytes_per_token_by_language": {k: _ratio(v) for k, v in sorted(sizes.items())},
+        "bytes_per_token": report.bytes_per_token(),
+        "bytes_per_token_by_language": {k: v["bytes_per_token"] for k, v in languages.items()},
+        "tokens_per_word_by_language": {k: v["tokens_per_word"] for k, v in languages.items()},
+        "by_script": report.by_script(),
+        "unknown": report.unknown(),
+        "texts_changed": changed,
     }
     if chats is not None:
         left = cfg.measure_bytes
-        sizes.clear()
         for text in records.texts_of(records.read_conversations(chats / "train.jsonl")):
             if left <= 0:
                 break
-            left -= take("chats", text)
-        facts["bytes_per_token_of_chats"] = _ratio(sizes.get("chats", [0, 0]))
+            take(of_chats, "chats", text)
+        facts["bytes_per_token_of_chats"] = of_chats.bytes_per_token()
     return facts, len(used)
-
-
-def _ratio(sizes: list[int]) -> float:
-    return round(sizes[0] / sizes[1], 3) if sizes[1] else 0.0

@@ -18,7 +18,7 @@ UGLY = [
     "🙂", "👩‍👩‍👧‍👦🏳️‍🌈", "👍🏽", "你好，世界！", "人工智能", "한국어 ᄒ", "नमस्ते", "שלום", "مرحبا",
     "\x00\x01\x7f\x85", "\u200b\u00ad\ufeff", "\U000e0041", "\U0010fffd",
     "123456789012345678901234567890", "3.14159e-10",
-    "½①ﬁＡｱﾞ℡", "e\u0301\u0300Å", "½\u0300①\u0301", "ǅ ʰ", "▁", "a▁b▁",
+    "½①ﬁＡｱﾞｶﾞﾊﾟΪ́℡", "e\u0301\u0300Å", "½\u0300①\u0301", "ǅ ʰ", "▁", "a▁b▁",
     "<s>", "</s>", "<unk>", "<0x41>", "<|endoftext|>", "<|im_start|>user\n",
     "it's WE'LL 'ſ", "aaaaaaaaaaaaa", "the the", "def f(x):\n\treturn x",
 ]  # fmt: skip
@@ -102,7 +102,8 @@ def test_saved_sentencepiece_is_the_same_here_and_in_transformers(sentencepiece_
     for text in (*UGLY, *TEXTS):
         assert again.encode(text) == reference.encode(text)
         typed = text.startswith("<") or "<sep>" in text
-        if not typed and "\u0300" not in text:  # there the library drops the mark: vocabulary/normaliser.py
+        # With marks behind a character the library differs from SentencePiece: vocabulary/normaliser.py.
+        if not typed and not set(text) & set("\u0300\u0301ﾞﾟ"):
             assert theirs(text, add_special_tokens=False)["input_ids"] == ours.encode(text), ascii(text)
 
 
@@ -190,6 +191,15 @@ def test_original_patterns_split_alike() -> None:
         two = tiktoken.Encoding("b", pat_str=SPLITS[name], mergeable_ranks=ranks, special_tokens={})
         for text in UGLY:
             assert one.encode_ordinary(text) == two.encode_ordinary(text)
+
+
+def test_words_that_merges_cannot_reach_are_tokens_all_the_same() -> None:
+    tiktoken = pytest.importorskip("tiktoken")
+    ranks = {bytes([b]): b for b in range(256)} | {b"abc": 256, b"bc": 257, b"aabc": 258}
+    theirs = tiktoken.Encoding("x", pat_str=SPLITS["qwen2"], mergeable_ranks=ranks, special_tokens={})
+    ours = Tokenizer(tiktoken_ranks.definition(ranks, SPLITS["qwen2"], {}), {})
+    for text in ("abc", "aabc", "xabc", "abcabc", "abc abc", "bc"):
+        assert ours.encode(text) == theirs.encode_ordinary(text)
 
 
 def test_ranks_of_gpt2_give_its_own_merges(kit) -> None:

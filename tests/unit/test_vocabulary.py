@@ -2,6 +2,8 @@
 
 import io
 import itertools
+import json
+import re
 from collections import Counter
 
 import pytest
@@ -9,9 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Regex, pre_tokenizers
 
+from caravan import stage
+from caravan.data import records
 from caravan.data.tokenizer import QWEN2_SPLIT, SPECIALS, Tokenizer, train
 from caravan.data.vocabulary import extending, merges, pruning, training
-from caravan.types import UserError
+from caravan.data.vocabulary.report import Report, script
+from caravan.stages import tokenizer
+from caravan.store import Store
+from caravan.types import Document, UserError
 
 EN = [
     "The quick brown fox isn't afraid of 12345 dogs; they'll see “it” — naïve café, 5 €…\n" * 3,
@@ -112,6 +119,14 @@ latin = st.text(
 )
 
 
+PROTECTED_BYTES = re.compile(
+    rb"[\x80-\xbf]{0,2}(?:[\x00-\x7f]|[\xc2-\xc9][\x80-\xbf]|\xe2[\x80-\x83][\x80-\xbf])*"
+    rb"(?:[\xc2-\xc9]|\xe2[\x80-\x83]?)?",
+    re.DOTALL,
+)
+"""Any stretch of bytes that Latin text can hold."""
+
+
 def _bases() -> dict[str, Tokenizer]:
     made = {"bytes": train(EN, 400)}
     made["other split"] = Tokenizer(*training.byte_bpe(EN, 400, SPECIALS, split="gpt-2"))
@@ -152,6 +167,7 @@ def test_extending_keeps_ids_and_makes_reachable_pieces(name: str) -> None:
     assert more.special == base.special and more.stop_ids == base.stop_ids
     whole = 0
     for token in range(base.vocab_size, more.vocab_size):
+        assert not PROTECTED_BYTES.fullmatch(more.bytes_of(token)), more.bytes_of(token)
         try:
             text = more.bytes_of(token).decode()
         except UnicodeDecodeError:
@@ -172,6 +188,8 @@ def test_extended_sentencepiece_is_what_the_library_does() -> None:
     _, more = extended("sentencepiece")
     reference = library.SentencePieceProcessor(model_proto=more.original)
     assert reference.vocab_size() == more.vocab_size
+    scores = [reference.get_score(i) for i in range(260 + 6, more.vocab_size)]
+    assert scores == sorted(scores, reverse=True), "new pieces are merged after all old ones"
     for text in (*ZH, *EN, "我们是模型模型语言", "学习 学习"):
         assert more.encode(text) == reference.encode(text)
 
@@ -206,6 +224,10 @@ def test_pruned_tokenizer_gives_the_same_under_its_map(kind, tmp_path) -> None:
         assert [kept[i] for i in small.encode(text)] == tok.encode(text)
     assert [small.bytes_of(i) for i in range(small.vocab_size)] == [tok.bytes_of(i) for i in kept]
     assert {t: kept[i] for t, i in small.special.items()} == tok.special
+    if kind == "unigram":  # what an unknown character costs depends on it
+        assert min(s for _, s in small._definition["model"]["vocab"]) == min(
+            s for _, s in tok._definition["model"]["vocab"]
+        )
     for text in ZH:  # bytes remain: nothing is lost, only longer
         assert small.decode(small.encode(text)) == text
     small.save(tmp_path)
@@ -269,3 +291,58 @@ def test_long_texts_are_cut_where_words_end() -> None:
     assert "".join(parts) == text + "x" * 200_000 and max(map(len, parts)) <= 1 << 16
     assert all(p.endswith("\n") for p in parts[:4])
     assert io.StringIO(parts[0]).readline() == "ab cd\n"
+
+
+# -- what it costs -------------------------------------------------------------------------------------------
+
+
+def test_report_counts_by_hand() -> None:
+    spelt = {0: b"ab ", 1: "你".encode(), 2: "好".encode()[:2], 3: "好".encode()[2:], 4: b"?"}
+    report = Report(spelt.__getitem__, unknown=4)
+    report.add("ab 你好", [0, 1, 2, 3], "zh")
+    report.add("ab ", [0, 4], "")
+    assert report.by_script() == {
+        "Latin": {"characters": 4, "tokens_per_character": 0.3333, "whole": 1.0},
+        "Han": {"characters": 2, "tokens_per_character": 1.5, "whole": 0.5},
+        "Space": {"characters": 2, "tokens_per_character": 0.3333, "whole": 1.0},
+    }
+    assert report.by_language() == {
+        "none": {"bytes_per_token": 1.5, "tokens_per_word": 2.0, "tokens_per_character": 0.667},
+        "zh": {"bytes_per_token": 2.25, "tokens_per_word": 2.0, "tokens_per_character": 0.8},
+    }
+    assert report.unknown() == round(1 / 6, 6) and report.bytes_per_token() == 2.0
+
+
+@pytest.mark.parametrize(
+    ("character", "name"),
+    [("a", "Latin"), ("你", "Han"), ("ж", "Cyrillic"), ("か", "Kana"), ("한", "Hangul"), ("ا", "Arabic"),
+     ("7", "Digit"), ("\n", "Space"), ("。", "Other"), ("\u0301", "Mark"), ("क", "Devanagari")],
+)  # fmt: skip
+def test_scripts(character: str, name: str) -> None:
+    assert script(character) == name
+
+
+def test_stage_extends_and_prunes(tmp_path) -> None:
+    store = Store(tmp_path / "store")
+    (tmp_path / "corpus").mkdir()
+    for split in records.SPLITS:
+        with records.packed_writer(tmp_path / "corpus" / f"{split}.jsonl.zst") as file:
+            for n, text in enumerate((*EN, *ZH)):
+                file.write(records.dump(Document(str(n), text)))
+    text = store.add(tmp_path / "corpus", kind="corpus")
+    first = stage.execute(store, "tokenizer", tokenizer.Config(vocab=300), {"corpus": text})
+    inputs = {"corpus": text, "base": first}
+    more = stage.execute(store, "tokenizer", tokenizer.Config(vocab=400), inputs)
+    assert more.facts["vocab"] == 400 and more.facts["added"] == 100 == 400 - more.facts["vocab_of_base"]
+    assert more.facts["by_script"]["Han"]["whole"] > first.facts["by_script"]["Han"]["whole"]
+    less = stage.execute(store, "tokenizer", tokenizer.Config(change="prune"), {"corpus": text, "base": more})
+    kept = json.loads((less / "kept_ids.json").read_text())
+    assert len(kept) == less.facts["vocab"] <= 400
+    small, large = Tokenizer.load(less.path), Tokenizer.load(more.path)
+    assert [kept[i] for i in small.encode(EN[1])] == large.encode(EN[1])
+    with pytest.raises(UserError, match="no room for more"):
+        stage.execute(store, "tokenizer", tokenizer.Config(vocab=300), inputs)
+    for kind in ("bytes", "unigram"):
+        made = stage.execute(store, "tokenizer", tokenizer.Config(kind=kind, vocab=420), {"corpus": text})
+        assert made.facts["texts_changed"] == 0 and made.facts["unknown"] == 0
+        assert (made / "tokenizer.model").exists() == (kind == "unigram")

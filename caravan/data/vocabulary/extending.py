@@ -11,9 +11,10 @@ and, in SentencePiece's format, scores that put the new pieces before the old on
 2. Pairs of whole characters and pieces are merged by the `tokenizers` library's trainer, which is given the
    pieces as letters of a made-up alphabet.
 
-What "English" means: text of Latin letters, their accents, general punctuation and currency signs
-(`PROTECTED`). A new piece whose bytes could stand in such text is not made, hence no merge can fire there,
-and its ids are the same before and after: not a measurement, but a consequence.
+What "English" means: text of Latin letters, their accents, general punctuation, currency signs and marks
+(`PROTECTED`). Two protected characters are never merged, and a protected character in parts is left in parts,
+so each new piece holds a character of another script, or the first bytes of one, and cannot fire in such
+text: its ids are the same before and after. That is not a measurement but a consequence.
 """
 
 from __future__ import annotations
@@ -30,13 +31,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from caravan.data.vocabulary import merges
 from caravan.types import UserError
 
-PROTECTED = re.compile("[\x00-\u024f\u2000-\u20cf]")
-_PROTECTED_BYTES = re.compile(
-    rb"[\x80-\xbf]{0,2}(?:[\x00-\x7f]|[\xc2-\xc9][\x80-\xbf]|\xe2[\x80-\x83][\x80-\xbf])*"
-    rb"(?:[\xc2-\xc9]|\xe2[\x80-\x83]?)?",
-    re.DOTALL,
-)
-"""Any stretch of bytes that text of PROTECTED characters can hold, and a few more."""
+PROTECTED = re.compile("[\x00-\u024f\u2000-\u20ff]")
+"""Whole blocks that begin with the same bytes, so that no part of another character could be one of these."""
 _SPELT = re.compile("<0x([0-9A-F]{2})>")
 SPACE = "\u2581"
 LONGEST = 16
@@ -93,7 +89,7 @@ def extend(
     bytes_of = {token: spelling(text) for token, text in pieces.items()}
     counted = _count(cut, texts, pieces, bytes_of, byte_level)
     known = _characters(growing, counted, min_count, coverage, byte_level)
-    _pairs(growing, counted, known, min_count, spelling)
+    _pairs(growing, counted, known, min_count)
     changed = {**definition["model"], "vocab": growing.vocab, "merges": growing.merges}
     return {**definition, "model": changed}, growing.made
 
@@ -229,7 +225,6 @@ def _pairs(
     counted: Counter[tuple[Unit, ...]],
     known: dict[Unit, str],
     min_count: int,
-    spelling: Callable[[str], bytes | None],
 ) -> None:
     """Merge pairs of units, most frequent first; of equals the pair with the smaller ids."""
     order = sorted(known, key=lambda unit: (growing.vocab[known[unit]], unit))
@@ -255,9 +250,7 @@ def _pairs(
     backend.train_from_iterator(lines(), trainer=trainer)
     for pair in json.loads(backend.to_str())["model"]["merges"]:
         left, right = ("".join(piece[c] for c in half) for half in merges.pairs_of([pair])[0])
-        data = spelling(left + right)
-        safe = data is not None and not _PROTECTED_BYTES.fullmatch(data)
-        if safe and left in growing.vocab and right in growing.vocab:
+        if left in growing.vocab and right in growing.vocab:
             growing.merge(left, right)
 
 

@@ -1,11 +1,11 @@
 """Merge lists from vocabularies that only rank their pieces: SentencePiece BPE and tiktoken.
 
 Both merge, as long as they can, the adjacent pair whose concatenation is the best-ranked piece. The
-`tokenizers` library wants the pairs written out. One pair per piece is enough: the two pieces left when the
-piece itself is encoded with better-ranked pieces only. Proof: while a text is encoded, any stretch that no
-merge has crossed was treated exactly as if it stood alone, so whenever two neighbours could form a piece,
-they are that pair. A list of every split (what converters usually write) is ten times longer and, for pieces
-like `aaa` = `a`+`aa` = `aa`+`a`, differs from the original: two splits of one piece cannot share a rank.
+`tokenizers` library wants the pairs written out. One pair per piece is enough: the two pieces that encoding
+the piece itself comes to, one step before its end. Proof: while a text is encoded, any stretch that no merge
+has crossed was treated exactly as if it stood alone, so whenever two neighbours could form a piece, they are
+that pair. A list of every split (what converters usually write) is ten times longer and, for pieces like
+`aaa` = `a`+`aa` = `aa`+`a`, differs from the original: two splits of one piece cannot share a rank.
 
 The proof needs ranks without ties.
 """
@@ -24,24 +24,25 @@ def canonical(
     """The pair of each piece that has one, best rank (lowest number) first.
 
     `ranks` holds the pieces that may be formed; `atoms(piece)` is what encoding starts from. Pieces of one
-    atom, and those that better-ranked pieces never bring down to two, get no pair: nothing can form them.
+    atom, and those that other pieces never bring down to two, get no pair: nothing can form them.
     """
     merges = []
-    for piece, rank in sorted(ranks.items(), key=lambda item: item[1]):
-        parts = reduce(atoms(piece), ranks, rank)
+    for piece in sorted(ranks, key=ranks.__getitem__):
+        parts = reduce(atoms(piece), ranks)
         if len(parts) == 2:
             merges.append((parts[0], parts[1]))
     return merges
 
 
-def reduce(parts: Sequence[Piece], ranks: Mapping[Piece, int], limit: int) -> list[Piece]:
-    """Merge adjacent `parts`, best concatenation first (leftmost of equals), with ranks below `limit`."""
+def reduce(parts: Sequence[Piece], ranks: Mapping[Piece, int]) -> list[Piece]:
+    """Merge adjacent `parts`, best concatenation first (leftmost of equals), until two are left or none can
+    be merged."""
     left = list(parts)
-    while len(left) > 1:
-        best, at = limit, -1
+    while len(left) > 2:
+        best, at = -1, -1
         for i in range(len(left) - 1):
-            rank = ranks.get(left[i] + left[i + 1], limit)
-            if rank < best:
+            rank = ranks.get(left[i] + left[i + 1], -1)
+            if rank >= 0 and (at < 0 or rank < best):
                 best, at = rank, i
         if at < 0:
             break
