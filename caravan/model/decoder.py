@@ -261,6 +261,15 @@ class Decoder(nn.Module):
         return logits if cap is None else cap * torch.tanh(logits / cap)
 
 
+def prefixes(spec: Spec, ids_N: Tensor, lengths: Sequence[int]) -> tuple[int, ...] | None:
+    """How many tokens of each segment are read in both directions: those before its first
+    `spec.prefix_token`, none where it does not occur. None for models without such a token."""
+    if spec.prefix_token is None:
+        return None
+    rows = [row.tolist() for row in ids_N.split(list(lengths))]
+    return tuple(row.index(spec.prefix_token) if spec.prefix_token in row else 0 for row in rows)
+
+
 def _streams(pos_N: Tensor, lengths: Sequence[int], attend: Attend | None, sections: Sequence[int]) -> Tensor:
     """[N, F] position of every frequency, from [P, N] streams or from prefixes."""
     prefix = attend.prefix if attend is not None else None

@@ -30,7 +30,8 @@ def inverse_frequencies(rope: Rope) -> tuple[Tensor, float]:
     if rope.sections:
         parts = [_plain(2 * count, rope.theta) for count in rope.sections]
         assert rope.scaling is None and 2 * sum(rope.sections) == rope.dim, rope
-        return torch.cat(parts), 1.0
+        inv_F = torch.cat(parts)
+        return inv_F.half().float() if rope.fp16_frequencies else inv_F, 1.0
     inv_F = _plain(rope.dim, rope.theta)
     scaling = rope.scaling
     if scaling is None or scaling.kind == "dynamic":
@@ -118,7 +119,7 @@ def two_streams(pos_N: Tensor, lengths: Sequence[int], prefix: Sequence[int]) ->
     size = torch.tensor([*prefix], device=pos_N.device)
     which = torch.tensor([s for s, n in enumerate(lengths) for _ in range(n)], device=pos_N.device)
     p_N = size[which]
-    return torch.stack([torch.minimum(pos_N, p_N - 1), (pos_N - p_N + 1).clamp(min=0)])
+    return torch.stack([torch.minimum(pos_N, (p_N - 1).clamp(min=0)), (pos_N - p_N + 1).clamp(min=0)])
 
 
 def sinusoid(pos_N: Tensor, d: int) -> Tensor:

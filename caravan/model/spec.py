@@ -78,6 +78,8 @@ class Rope:
     sections: tuple[int, ...] = ()
     """Frequencies turned by each stream of positions, in sum dim / 2; empty: one stream for all. With two
     streams the first is min(position, prefix - 1), the second max(position - prefix + 1, 0)."""
+    fp16_frequencies: bool = False
+    """Angles per position were rounded to fp16 when the model was trained."""
 
     @property
     def switch(self) -> int | None:

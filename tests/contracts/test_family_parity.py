@@ -22,7 +22,7 @@ from torch import Tensor
 from caravan.engine.engine import Engine
 from caravan.kernels.attention import Segments
 from caravan.model import checkpoint, families
-from caravan.model.decoder import Decoder
+from caravan.model.decoder import Decoder, prefixes
 from caravan.types import Sampling
 from tests import families as tiny
 from tests.families import Case, table
@@ -70,17 +70,14 @@ def stored(folder: Path) -> dict[str, Tensor]:
 def logits(model: Decoder, ids_BT: Tensor) -> Tensor:
     """[B, T, V] of rows laid end to end as segments of one flat batch."""
     rows, width = ids_BT.shape
-    attend = Segments((width,) * rows, prefix=prefixes(model, ids_BT))
-    hidden = model(ids_BT.flatten(), torch.arange(width).repeat(rows), attend)
-    return model.logits(hidden).view(rows, width, -1)
+    return flat_logits(model, ids_BT.flatten(), (width,) * rows).view(rows, width, -1)
 
 
-def prefixes(model: Decoder, ids_BT: Tensor) -> tuple[int, ...] | None:
-    """For prefix models: how many tokens stand before the first prefix token of each row."""
-    token = getattr(model.spec, "prefix_token", None)
-    if token is None:
-        return None
-    return tuple(row.index(token) if token in row else 0 for row in ids_BT.tolist())
+def flat_logits(model: Decoder, ids_N: Tensor, lengths: tuple[int, ...]) -> Tensor:
+    """[N, V] of texts end to end."""
+    pos_N = torch.cat([torch.arange(n) for n in lengths])
+    attend = Segments(lengths, prefix=prefixes(model.spec, ids_N, lengths))
+    return model.logits(model(ids_N, pos_N, attend))
 
 
 def error(got: Tensor, want: Tensor) -> float:
@@ -207,11 +204,10 @@ def test_packed_segments_are_single_texts(made: Made) -> None:
     skip_unless(made.case.packing, "packing")
     ids, lengths = made.ids_BT.flatten(), (5, 1, 13, 9, 14)
     assert sum(lengths) == len(ids), "the default ids"
-    pos = torch.cat([torch.arange(n) for n in lengths])
     with torch.no_grad():
-        hidden = made.model(ids, pos, Segments(lengths))
+        packed = flat_logits(made.model, ids, lengths)
         single = torch.cat([made.theirs(part[None])[0] for part in ids.split(lengths)])
-        assert error(made.model.logits(hidden), single) < made.case.tolerance
+        assert error(packed, single) < made.case.tolerance
 
 
 def test_left_padding_changes_nothing(made: Made) -> None:
@@ -228,10 +224,9 @@ def test_left_padding_changes_nothing(made: Made) -> None:
         batch["position_ids"] = (mask_BT.cumsum(-1) - 1).clamp(min=0)
     width = ids_BT.shape[1]
     flat = torch.cat([ids_BT[0], ids_BT[1, -short:]])
-    pos = torch.cat([torch.arange(width), torch.arange(short)])
     with torch.no_grad():
         want = made.hf(**batch, use_cache=False).logits
-        got = made.model.logits(made.model(flat, pos, Segments((width, short))))
+        got = flat_logits(made.model, flat, (width, short))
     assert error(got, torch.cat([want[0], want[1, -short:]])) < made.case.tolerance
 
 

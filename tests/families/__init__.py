@@ -171,6 +171,35 @@ def drawn(shapes: Mapping[str, tuple[int, ...]], seed: int = 0) -> dict[str, Ten
     return result
 
 
+def rewrite(
+    folder: Path,
+    config: Callable[[dict[str, Any]], dict[str, Any]],
+    tensors: Callable[[dict[str, Tensor]], dict[str, Tensor]] = lambda t: t,
+) -> None:
+    """What a `disguise` does: other keys in config.json, other names and shapes of tensors."""
+    from safetensors.torch import load_file, save_file
+
+    path = folder / "config.json"
+    path.write_text(json.dumps(config(json.loads(path.read_text()))))
+    new = {name: t.contiguous() for name, t in tensors(load_file(folder / "model.safetensors")).items()}
+    save_file(new, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def renamed(tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, Tensor]:
+    """Tensors with parts of their names replaced, longest first."""
+    result = {}
+    for name, tensor in tensors.items():
+        for old in sorted(names, key=len, reverse=True):
+            name = name.replace(old, names[old])
+        result[name] = tensor
+    return result
+
+
+def theta(config: Mapping[str, Any]) -> float:
+    """The rotary base of a config.json as transformers 5 writes it."""
+    return float(config["rope_parameters"]["rope_theta"])
+
+
 # ------------------------------------------------------------------------------------------ wrong knobs
 
 
