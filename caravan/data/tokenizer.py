@@ -123,6 +123,17 @@ class Tokenizer:
         if self.original is not None:
             (folder / "tokenizer.model").write_bytes(self.original)
 
+    def complete(self, folder: Path | str) -> None:
+        """Give a model folder what its copied tokenizer files lack: tokenizer.json, if they are of another
+        format, and the chat template in use."""
+        folder = Path(folder)
+        if not (folder / "tokenizer.json").exists():
+            self.save(folder)
+        config = sources.read_json(folder / "tokenizer_config.json")
+        if _template_of(folder, config) != self.chat_template:
+            _write_json(folder / "tokenizer_config.json", {**config, "chat_template": self.chat_template})
+            (folder / "chat_template.jinja").write_text(self.chat_template, encoding="utf-8")
+
     # -- text to ids ---------------------------------------------------------------------------------------
     def encode(self, text: str) -> list[int]:
         """Ids of untrusted text: nothing is added, and the text of a special token is text."""

@@ -79,6 +79,8 @@ class Config:
     """Evaluate on held-out conversations every so many steps; 0: after each epoch."""
     keep: Literal["best", "last"] = "last"
     """Weights that come out: lowest held-out loss, or the last."""
+    template: str | None = None
+    """Built-in chat template, by name; none: the one that comes with the base, or ChatML, or headings."""
     recompute: int = 0
     """Activation checkpointing: recompute groups of so many layers in the backward pass; 0: none, fastest."""
 
@@ -96,7 +98,7 @@ def run(cfg: Config, inputs: Mapping[str, Artefact], out: Path, rt: Runtime) -> 
     """Fine-tune and write the model folder; facts are numbers that a repeated run gives again."""
     machine = runtime.setup(rt, cfg.seed, cfg.precision)
     base = inputs["base"].path
-    tok = Tokenizer.load(base)
+    tok = Tokenizer.load(base, cfg.template)
     model = load_model(base, torch.float32, machine.device)
     spec = model.spec
     check_vocab(spec, tok.vocab_size)
@@ -129,6 +131,7 @@ def run(cfg: Config, inputs: Mapping[str, Artefact], out: Path, rt: Runtime) -> 
     history = loop.run(trainee, loader, lm_loss, plan, rt, evaluate, say=machine.say)
     if machine.first:
         save_model(model, out, base, machine.dtype)
+        tok.complete(out)
     final = history.best_eval if cfg.keep == "best" else history.last_eval
     return {
         "heldout_loss": final["loss"],

@@ -108,3 +108,14 @@ def test_it_learns_the_answers(tmp_path, inputs):
     assert before.keys() == after.keys()
     names = {p.name for p in (tmp_path / "out").iterdir()}
     assert {"config.json", "tokenizer.json", "chat_template.jinja", "generation_config.json"} <= names
+
+
+def test_a_chat_template_is_chosen_by_name(tmp_path, inputs):
+    from caravan.data import template, tokenizer
+
+    chats = data(tmp_path / "data", *[(f"{i}+1?", str(i + 1)) for i in range(4)])
+    run(tmp_path, inputs, chats, steps=1, template="zephyr")
+    assert tokenizer.Tokenizer.load(tmp_path / "out").chat_template == template.builtin("zephyr")
+    (tmp_path / "again").mkdir()
+    with pytest.raises(UserError, match="no chat template 'zefyr'"):
+        run(tmp_path / "again", inputs, chats, steps=1, template="zefyr")

@@ -165,3 +165,32 @@ def test_unigram_piece_that_spells_a_special_token_is_not_used(tmp_path) -> None
     assert tok.decode(tok.encode("a</s>b")) == "a</s>b"
     assert tok.decode(tok.encode_continuation("b")) == "b"
     assert len(tok.encode("b")) == 2 and len(tok.encode_continuation("b")) == 1
+
+
+def test_a_copied_folder_is_completed(tok: Tokenizer, kit, tmp_path) -> None:
+    tok.save(tmp_path)
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    tok.complete(tmp_path)
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before, "nothing is lacking"
+    other = Tokenizer.load(tmp_path, chat="alpaca")
+    other.complete(tmp_path)
+    assert Tokenizer.load(tmp_path).chat_template == other.chat_template != tok.chat_template
+    assert json.loads((tmp_path / "tokenizer_config.json").read_text())["eos_token"] == "<|endoftext|>"
+    (tmp_path / "gpt2").mkdir()
+    gpt2 = Tokenizer.load(kit / "tokenizers/gpt2")
+    gpt2.complete(tmp_path / "gpt2")
+    assert (tmp_path / "gpt2/tokenizer.json").exists()
+    assert Tokenizer.load(tmp_path / "gpt2").encode("it's 12 你") == gpt2.encode("it's 12 你")
+
+
+def test_several_tokenizers_in_one_folder_are_not_guessed_between(tmp_path) -> None:
+    for name in ("a.model", "b.tiktoken"):
+        (tmp_path / name).write_bytes(b"AA== 0\n")
+    with pytest.raises(UserError, match=r"several tokenizers in .*: a\.model, b\.tiktoken"):
+        Tokenizer.load(tmp_path)
+
+
+def test_split_is_named_as_gguf_readers_know_it(tok: Tokenizer, kit) -> None:
+    assert tok.split_name == "qwen2"
+    assert Tokenizer.load(kit / "tokenizers/gpt2").split_name == "gpt-2"
+    assert Tokenizer.load(kit / "tokenizers/torchtune/tokenizer.json").split_name == "llama-bpe"
