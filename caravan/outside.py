@@ -15,7 +15,7 @@ from typing import Any
 from caravan.types import UserError
 
 MODEL_KINDS = ("model", "reward", "tokenizer")
-_NEEDED = (".json", ".safetensors", ".txt", ".model", ".jinja")
+_NEEDED = (".json", ".safetensors", ".txt", ".model", ".tiktoken", ".jinja")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _CONVERT = (
     "convert it once where you trust it: "
@@ -74,7 +74,8 @@ def _model(source: Path, kind: str) -> dict[str, Path]:
     found = {n: p for n, p in there.items() if p.suffix in _NEEDED and n not in skipped}
     if kind == "tokenizer":
         found = {n: p for n, p in found.items() if p.suffix != ".safetensors"}
-        if "tokenizer.json" not in found:
+        formats = ("tokenizer.json", "merges.txt", "rwkv_vocab", ".model", ".tiktoken")
+        if not any(n.startswith(formats) or n.endswith(formats) for n in found):
             raise UserError(
                 f"{source} holds no tokenizer.json", "a tokenizer folder needs one (tokenizers format)"
             )

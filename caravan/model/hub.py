@@ -25,6 +25,10 @@ ALLOWED = [
     "vocab.json",
     "merges.txt",
     "tokenizer.model",
+    "spiece.model",
+    "ice_text.model",
+    "*.tiktoken",
+    "rwkv_vocab*.txt",
     "*.jinja",
 ]
 NAME = re.compile(r"hf:(?P<repo>[\w.-]+(?:/[\w.-]+)?)(?:@(?P<revision>[\w./-]+))?")
