@@ -23,6 +23,11 @@ CASES: list[Case] = [
         ),
         wrong=wrong_spec(pos_offset=2, max_pos=62),
     ),
+    classifier(
+        name="roberta-xlm",
+        hf=tiny("XLMRobertaConfig", "XLMRobertaForSequenceClassification", ROBERTA | {"num_labels": 2}),
+        wrong=wrong_spec(embed_norm=None),
+    ),
     bare(
         name="roberta-bare",
         hf=tiny("RobertaConfig", "RobertaModel", ROBERTA),

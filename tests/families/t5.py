@@ -70,6 +70,11 @@ CASES = [
         hf=tiny("T5Config", "T5ForConditionalGeneration", GATED),
         wrong=wrong_ffn(act="gelu"),
     ),
+    both(
+        name="t5-mt5",
+        hf=tiny("MT5Config", "MT5ForConditionalGeneration", GATED),
+        wrong=wrong_spec(logit_scale=48**-0.5),
+    ),
     bare(
         name="t5-encoder",
         hf=tiny("T5Config", "T5EncoderModel", T5),

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ from caravan.model.activations import ACTIVATIONS
 from caravan.model.encoders.block import weights
 from caravan.model.encoders.rows import Rows, relative
 from caravan.model.norms import make_norm
-from caravan.model.spec import Activation, Layer, Norm
+from caravan.model.spec import Activation, Attn, Layer, Norm
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +75,19 @@ class DebertaSpec:
     def context(self) -> int:
         """Longest sequence."""
         return self.max_pos
+
+    prefix_token: ClassVar[None] = None
+    """No token of the text says what is context."""
+
+    @property
+    def attns(self) -> list[Attn]:
+        """The attention of every layer."""
+        return [layer.attn for layer in self.layers if layer.attn]
+
+    @property
+    def out_dim(self) -> int:
+        """Width of what heads read."""
+        return self.d
 
     @property
     def parameters(self) -> int:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +24,7 @@ from caravan.model import ffn
 from caravan.model.encoders.block import Block, SelfAttention, weights
 from caravan.model.encoders.rows import Rows, attention, relative, t5_buckets
 from caravan.model.norms import make_norm
-from caravan.model.spec import Layer, Norm
+from caravan.model.spec import Attn, Layer, Norm
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +55,19 @@ class T5Spec:
     def context(self) -> int:
         """Longest source."""
         return self.max_pos
+
+    prefix_token: ClassVar[None] = None
+    """No token of the text says what is context."""
+
+    @property
+    def attns(self) -> list[Attn]:
+        """The attention of every layer."""
+        return [layer.attn for layer in self.layers if layer.attn]
+
+    @property
+    def out_dim(self) -> int:
+        """Width of what heads read."""
+        return self.d
 
     @property
     def parameters(self) -> int:

@@ -1,4 +1,4 @@
-"""T5, T5 v1.1, Flan-T5, T0 (Raffel et al. 2020, arXiv:1910.10683): model/encoders/t5.py."""
+"""T5, T5 v1.1, Flan-T5, T0, mT5 (Raffel et al. 2020, arXiv:1910.10683): model/encoders/t5.py."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from caravan.model.spec import FFN, Attn, Layer, Norm
 
 ARCHITECTURE = "T5ForConditionalGeneration"
 CLASSIFIER = "T5ForTokenClassification"
-CHECKPOINTS = ("google-t5/t5-*", "google/t5-v1_1-*", "google/flan-t5-*", "bigscience/T0*")
+CHECKPOINTS = ("google-t5/t5-*", "google/t5-v1_1-*", "google/flan-t5-*", "bigscience/T0*", "google/mt5-*")
 POOL = Pool(act=None, reads="last")
 """The encoder's state of the last token, through one matrix: what transformers calls token classification."""
 MODULE = T5
+ALIASES = ("mt5",)
 ENCODERS = ("T5EncoderModel", "T5ForTokenClassification")
 """Architectures without a decoder."""
 
@@ -49,13 +50,14 @@ def spec(config: Mapping[str, Any]) -> T5Spec:
     before it. Newer files say the second in `scale_decoder_outputs`, which is believed first.
     """
     d, heads, width = (keys.size(config, key) for key in ("d_model", "num_heads", "d_kv"))
-    kind, act = _feed_forward(config)
     layers = keys.size(config, "num_layers", "num_hidden_layers")
     alone = bool({*(config.get("architectures") or [])} & {*ENCODERS}) or (
         config.get("is_encoder_decoder") is False
     )
     tie = keys.flag(config, "tie_word_embeddings", default=True)
-    scaled = keys.flag(config, "scale_decoder_outputs", default=tie)
+    many = config.get("model_type") == "mt5"  # multilingual v1.1: gated and never scaled unless it says so
+    scaled = keys.flag(config, "scale_decoder_outputs", default=tie and not many)
+    kind, act = _feed_forward(config, "gated-gelu" if many else "relu")
     norm = Norm(kind="rms", eps=keys.real(config, "layer_norm_epsilon", default=1e-6))
     layer = Layer(
         attn=Attn(n_head=heads, n_kv=heads, head_dim=width, scale=1.0, causal=False),
@@ -78,10 +80,10 @@ def spec(config: Mapping[str, Any]) -> T5Spec:
     )
 
 
-def _feed_forward(config: Mapping[str, Any]) -> tuple[str, Any]:
+def _feed_forward(config: Mapping[str, Any], default: str) -> tuple[str, Any]:
     """(kind, activation) of `feed_forward_proj`: an activation, or 'gated-' and one; there, gelu is the tanh
     form."""
-    text = keys.find(config, ("feed_forward_proj",), "relu")[1]
+    text = keys.find(config, ("feed_forward_proj",), default)[1]
     if not isinstance(text, str):
         raise keys.wrong("feed_forward_proj", text, "a word")
     gated, name = text.startswith("gated-"), text.removeprefix("gated-")
