@@ -106,7 +106,7 @@ class View:
     def places(self, bit: int) -> np.ndarray:
         """int64, ascending: positions of the characters that have a bit."""
         if bit not in self._places:
-            self._places[bit] = np.flatnonzero(self.bits_N & bit)
+            self._places[bit] = np.flatnonzero((self.bits_N & bit) != 0)
         return self._places[bit]
 
     def count(self, bit: int) -> np.ndarray:
@@ -311,13 +311,6 @@ class View:
             found.append(at)
             at = self._ascii.find(phrase, at + len(phrase))
         return np.array(found, np.int64)
-
-    def with_any(self, phrases: Sequence[bytes]) -> np.ndarray:
-        """bool [D]: documents that contain one of the phrases."""
-        out = np.zeros(len(self), np.bool_)
-        for phrase in phrases:
-            out |= self.inside(self.finds(phrase)) > 0
-        return out
 
 
 def _copies(parts: Sequence[str]) -> tuple[int, int]:

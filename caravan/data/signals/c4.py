@@ -25,9 +25,13 @@ COLUMNS = {
     "c4_any_end_lorem": "lines with lorem ipsum among them",
     "c4_any_end_braces": "lines with { among them",
 }
-_PHRASES = ("lorem ipsum", "javascript", *lines.POLICY)
-_HINTS = (b"lorem ipsum", b"javascript", b"terms of use", b"privacy policy", b"cookie")
-"""One of these is in every text that holds one of the phrases: fewer to look for."""
+_PHRASES = (
+    b"lorem ipsum",
+    b"javascript",
+    *(p.encode() for p in lines.POLICY if "cookie" not in p),
+    b"cookie",
+)
+"""Every phrase of the filter holds one of these."""
 
 
 def signals(view: View) -> dict[str, np.ndarray]:
@@ -55,17 +59,14 @@ def signals(view: View) -> dict[str, np.ndarray]:
 
 
 def _unusual(view: View) -> np.ndarray:
-    """int64: documents that must be looked at line by line."""
-    flag = view.occurrences(ord("{")) > 0
-    for d in np.flatnonzero(view.with_any(_HINTS) & ~flag).tolist():
-        low = view.texts[d].lower()
-        flag[d] = any(p in low for p in _PHRASES)
-    for d in np.flatnonzero((view.occurrences(ord("[")) > 0) & ~flag).tolist():
-        flag[d] = lines.CITATION.search(view.texts[d]) is not None
+    """int64, ascending: lines that only the slow reference can judge."""
+    places = [np.flatnonzero((view.codes_N == ord("{")) | (view.codes_N == ord("[")))]
+    places += [view.finds(phrase) for phrase in _PHRASES]
     size = view.word_end_W - view.word_start_W
     if size.size and size.max() > lines.LONG_WORD:
-        flag |= view.sum_words(size > lines.LONG_WORD) > 0
-    return np.flatnonzero(flag)
+        places.append(view.word_start_W[size > lines.LONG_WORD])
+    found = np.searchsorted(view.line_start_L, np.concatenate(places), side="right") - 1
+    return np.unique(found)
 
 
 def _judged(view: View, unusual: np.ndarray, sentences_L: np.ndarray, rules: lines.C4) -> np.ndarray:
@@ -75,12 +76,16 @@ def _judged(view: View, unusual: np.ndarray, sentences_L: np.ndarray, rules: lin
         last = view.last_code_L()
         dots = (last == 46) & (view.last_code_L(1) == 46) & (view.last_code_L(2) == 46)
         kept &= one_of(last, rules.end_marks) & ~dots
+    kept[unusual] = False
     out = np.zeros((len(view), 4), np.int64)
     out[:, 0] = view.sum_lines(kept)
     out[:, 1] = view.sum_lines(sentences_L * kept)
-    for d in unusual.tolist():
-        sifted = lines.c4(view.texts[d], rules)
-        out[d] = len(sifted.lines), sifted.sentences, sifted.lorem, sifted.braces
+    document = np.searchsorted(view.end_D, view.line_start_L[unusual])
+    start = view.line_start_L[unusual] - view.start_D[document]
+    end = view.line_end_L[unusual] - view.start_D[document]
+    for d, i, j in zip(document.tolist(), start.tolist(), end.tolist(), strict=True):
+        sifted = lines.c4(view.texts[d][i:j], rules)
+        out[d] += len(sifted.lines), sifted.sentences, sifted.lorem, sifted.braces
     return out
 
 

@@ -80,7 +80,7 @@ def _pairs(view: View) -> Grams:
 def repeated(place: np.ndarray, key: np.ndarray) -> Grams:
     """What occurs twice or more. `place` int64, ascending; `key` uint64, well mixed, one per place."""
     # Most keys fall into a bucket of their own and need no sorting.
-    size = max(10, (4 * len(key)).bit_length())
+    size = max(10, (2 * len(key)).bit_length())
     bucket = (key >> np.uint64(64 - size)).astype(np.int64)
     crowded = np.flatnonzero(np.bincount(bucket, minlength=1 << size)[bucket] > 1)
     return _numbered(place[crowded], key[crowded])
