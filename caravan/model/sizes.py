@@ -152,7 +152,7 @@ def initialise(model: nn.Module, seed: int) -> None:
         if p.dim() < 2:
             p.fill_(1.0 if name.endswith("weight") else 0.0)
             continue
-        scale = std * (residual if name.endswith((".o.weight", ".xout")) else 1.0)
+        scale = std * (residual if name.endswith((".o.weight", ".out.weight", ".xout")) else 1.0)
         p.copy_(torch.randn(p.shape, generator=generator, dtype=torch.float32) * scale)
     for module in model.modules():
         # gains of 1 + w, or of single heads; in recurrences how fast a channel forgets is no draw around zero
