@@ -108,6 +108,13 @@ def activation(config: Config, *names: str, default: Any = MISSING, **other: str
     return word(config, *names, known=ACTIVATIONS | other, default=default)
 
 
+def untied(config: Config) -> bool:
+    """False, from `tie_word_embeddings`: a head with a bias is a matrix of its own."""
+    if flag(config, "tie_word_embeddings", default=False):
+        raise unsupported("tie_word_embeddings", True, ("false, for the head has a bias",))
+    return False
+
+
 def head_dim(d: int, heads: int, name: str) -> int:
     """Width of a head when the heads share d evenly; `name` is the key that says how many there are."""
     if d % heads:

@@ -67,6 +67,9 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("gptj", {"rotary_dim": 99}, "rotary_dim"),
     ("gptj", {"rotary_dim": 3}, "rotary_dim"),
     ("codegen", {"n_head": 6}, "n_head"),
+    ("gptj", {"tie_word_embeddings": True}, "tie_word_embeddings"),
+    ("codegen", {"tie_word_embeddings": True}, "tie_word_embeddings"),
+    ("phi", {"tie_word_embeddings": True}, "tie_word_embeddings"),
     ("gpt_neox", {"rotary_pct": 1.5}, "rotary_pct"),
     ("gpt_neox", {"rotary_pct": "half"}, "rotary_pct"),
     ("gpt_neox", {"rotary_pct": 0.1}, "rotary_pct"),
@@ -199,6 +202,29 @@ def test_the_first_releases_of_falcon_and_stablelm() -> None:
     assert read("stablelm", epoch) == read(
         "stablelm", minimal("stablelm", layer_norm_eps=1e-4, partial_rotary_factor=0.5)
     )
+
+
+def test_rotary_keys_of_both_generations_say_the_same() -> None:
+    new = {"rope_type": "linear", "factor": 2.0, "rope_theta": 5e4, "partial_rotary_factor": 0.5}
+    stretch = {"rope_scaling": {"type": "linear", "factor": 2.0}}
+    plain = {"rope_theta": 5e4, "partial_rotary_factor": 0.5}
+    for name, old in (
+        ("gpt_neox", {"rotary_emb_base": 50_000, "rotary_pct": 0.5}),
+        ("gpt_neox", plain),
+        ("phi", plain),
+        ("persimmon", plain),
+        ("stablelm", plain),
+        ("falcon", plain),
+    ):
+        spec = read(name, minimal(name, rope_parameters=new))
+        assert spec.layers[0].attn.rope.dim == 4 and spec.layers[0].attn.rope.theta == 5e4
+        assert read(name, minimal(name, **old, **stretch)) == spec
+        assert read(name, minimal(name, **old)) != spec
+
+
+def test_shares_have_the_defaults_of_the_classes() -> None:
+    wanted = {"gpt_neox": 2, "phi": 4, "persimmon": 4, "stablelm": 2, "falcon": 8}
+    assert {name: read(name, minimal(name)).layers[0].attn.rope.dim for name in wanted} == wanted
 
 
 def test_bloom_reads_the_spelling_of_its_release() -> None:

@@ -38,14 +38,13 @@ def spec(config: Mapping[str, Any]) -> Spec:
         parallel=True,
         shared_norm=True,
     )
-    tie = keys.flag(config, "tie_word_embeddings", default=False)
     return Spec(
         vocab=keys.size(config, "vocab_size"),
         d=d,
         layers=(layer,) * keys.size(config, "n_layer", "num_hidden_layers"),
         final_norm=norm,
         max_pos=keys.size(config, "n_positions", "max_position_embeddings", default=2048),
-        tie=tie,
+        tie=keys.untied(config),
         head_bias=True,
     )
 

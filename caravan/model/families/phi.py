@@ -55,7 +55,7 @@ def spec(config: Mapping[str, Any]) -> Spec:
         layers=(layer,) * keys.size(config, "num_hidden_layers"),
         final_norm=norm,
         max_pos=keys.size(config, "max_position_embeddings", default=2048),
-        tie=keys.flag(config, "tie_word_embeddings", default=False),
+        tie=keys.untied(config),
         head_bias=True,
     )
 
