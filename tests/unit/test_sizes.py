@@ -89,6 +89,7 @@ def test_residual_outputs_start_smaller_with_depth() -> None:
     inner, outer = weights["blocks.1.mix.qkv.weight"].std(), weights["blocks.1.mix.o.weight"].std()
     assert float(inner) == pytest.approx(0.02, rel=0.05)
     assert float(outer / inner) == pytest.approx((2 * len(spec.layers)) ** -0.5, rel=0.05)
+    assert float(weights["blocks.1.ffn.out.weight"].std() / outer) == pytest.approx(1.0, rel=0.05)
     assert bool((weights["blocks.0.n1.weight"] == 1).all())
 
 
