@@ -36,7 +36,7 @@ from caravan.types import UserError
 
 PACKAGE = Path(__file__).parent
 ROAD = (
-    *("corpus", "tokenizer", "shards", "pretrain", "conversations", "sft"),
+    *("corpus", "signals", "quality", "filter", "tokenizer", "shards", "pretrain", "conversations", "sft"),
     *("preferences", "reward", "rl", "prefer", "evaluate", "quantize"),
 )
 """The stages in the order of the journey; others come after them."""
