@@ -71,9 +71,11 @@ def layout(
     name: str = "adamw",
     maps: Collection[str] | None = None,
     fused_rows: Mapping[str, tuple[int, ...]] | None = None,
+    plain: Collection[str] = (),
 ) -> list[Slot]:
     """Place parameters in the flat buffer. Muon updates the matrices, or stacks of them, named in `maps`
     (None: every matrix); looked-up tables, heads, convolutions and decays are no maps and go to AdamW.
+    Vectors, and what `plain` names (speeds of recurrences, whose zero is no natural value), do not decay.
 
     The order depends on names and shapes alone, so a checkpoint of the buffers fits any later run of the same
     model.
@@ -81,7 +83,7 @@ def layout(
     fused_rows = fused_rows or {}
     by_kind: dict[SlotKind, list[tuple[str, tuple[int, ...]]]] = {kind: [] for kind in _ORDER}
     for param, shape in shapes:
-        if len(shape) < 2:
+        if len(shape) < 2 or param in plain:
             by_kind["plain"].append((param, shape))
         elif name == "muon" and (len(shape) == 2 if maps is None else param in maps) and min(shape[-2:]) > 1:
             by_kind["muon"].append((param, shape))

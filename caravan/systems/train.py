@@ -54,18 +54,19 @@ class Trainee:
         params = dict(model.named_parameters())
         wanted = {name: p for name, p in params.items() if p.requires_grad}
         assert wanted, "no parameter is trainable"
+        always = wide_names(model)
         self.slots = layout(
             ((name, tuple(p.shape)) for name, p in wanted.items()),
             config.name,
             linear_maps(model),
             fused_rows(model),
+            always,
         )
         device = next(iter(wanted.values())).device
         size = self.slots[-1].stop
         master = torch.empty(size, dtype=torch.float32, device=device)
         self.grad = torch.zeros(size, dtype=torch.float32, device=device)
         compute = None if dtype == torch.float32 else torch.empty(size, dtype=dtype, device=device)
-        always = wide_names(model)
         self._fresh: set[str] = set()
         """Parameters that have had a gradient in this step."""
         for slot in self.slots:

@@ -114,3 +114,10 @@ def test_state_restores_bit_for_bit_and_casts(name):
         two.step(grad.clone(), 0.01)
     assert torch.equal(one.master, two.master) and torch.equal(one.compute, two.compute)
     assert torch.equal(one.compute, one.master.bfloat16())
+
+
+def test_what_is_named_plain_does_not_decay() -> None:
+    shapes = [("mix.A_log", (6, 4)), ("mix.out.weight", (6, 4)), ("norm.weight", (6,))]
+    for method in ("adamw", "muon"):
+        kinds = {slot.name: slot.kind for slot in layout(shapes, method, plain={"mix.A_log"})}
+        assert kinds["mix.A_log"] == kinds["norm.weight"] == "plain" and kinds["mix.out.weight"] != "plain"
