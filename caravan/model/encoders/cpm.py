@@ -112,12 +112,15 @@ class Ant(nn.Module):
         lengths = [length + spec.prompt for length in attend.lengths]
         prefix = getattr(attend, "prefix", None) or attend.lengths
         rows = Rows(lengths, device, keys=prefix)
-        text_M = torch.cat([torch.arange(n, device=device) >= spec.prompt for n in lengths])
+        is_text = [at >= spec.prompt for n in lengths for at in range(n)]
+        text_M = torch.tensor(is_text, device=device)
+        # python integers: a mask as index would wait for the device
+        kept_N = torch.tensor([m for m, text in enumerate(is_text) if text], device=device)
         x_MD = self.embed(whole_M) + self.seg(text_M.long() * self.TEXT)
         bias = [self.bias(n, prefix[group[0]]) for n, group in zip(rows.lengths, rows.groups, strict=True)]
         for block in self.blocks:
             x_MD = block(x_MD, rows, bias)
-        return self.norm(x_MD)[text_M]
+        return self.norm(x_MD)[kept_N]
 
     def bias(self, length: int, prefix: int) -> Tensor:
         """[H, T, T] to add to the scores of a prompt and a text, `length` together."""
