@@ -15,6 +15,9 @@ from caravan.types import UserError
 
 Config = Mapping[str, Any]
 MISSING: Any = object()
+MOST = 2**31 - 1
+MOST_LAYERS = 9999
+"""Layers are made one by one before any tensor is looked at."""
 
 
 def wrong(key: str, value: object, wanted: str) -> UserError:
@@ -43,10 +46,11 @@ def find(config: Config, names: tuple[str, ...], default: Any = MISSING) -> tupl
 
 
 def size(config: Config, *names: str, default: Any = MISSING) -> int:
-    """A whole number of at least 1."""
+    """A whole number of at least 1, below what a made-up config would fill the memory with."""
     name, value = find(config, names, default)
-    if type(value) is not int or value < 1:
-        raise wrong(name, value, "a whole number of at least 1")
+    most = MOST_LAYERS if "layer" in name else MOST
+    if type(value) is not int or not 1 <= value <= most:
+        raise wrong(name, value, f"a whole number from 1 to {most}")
     return value
 
 

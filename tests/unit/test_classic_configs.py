@@ -62,6 +62,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("gpt_neo", {"attention_types": [[["global", "somewhere"], 2]]}, "attention_types"),
     ("gpt_neo", {"attention_types": [[["global"], 3]]}, "attention_types"),
     ("gpt_neo", {"attention_types": 7}, "attention_types"),
+    ("gpt_neo", {"attention_types": [[["global"], 10**12]]}, "attention_types"),
     ("gpt_neo", {"attention_layers": ["global", "local"]}, "attention_layers"),
     ("gpt_neo", {"window_size": 0}, "window_size"),
     ("gptj", {"rotary_dim": 99}, "rotary_dim"),
@@ -134,6 +135,13 @@ def test_a_size_of_the_wrong_type_is_named(name: str) -> None:
         for value in ("64", -1, 0, 2.5, True, [64], {}):
             with pytest.raises(UserError, match=f"'{key}'"):
                 read(name, minimal(name, **{key: value}))
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_sizes_that_would_fill_the_memory_are_refused(name: str) -> None:
+    for key, value in ((SIZES[name][2], 10**9), (SIZES[name][0], 2**40), ("vocab_size", 2**40)):
+        with pytest.raises(UserError, match=f"'{key}'"):
+            read(name, minimal(name, **{key: value}))
 
 
 @pytest.mark.parametrize("name", SIZES)

@@ -30,8 +30,8 @@ def kinds(config: Mapping[str, Any], count: int) -> list[bool]:
         value = [[["global", "local"], 12]]
     known = {"global": False, "local": True}
     try:
-        if key == "attention_types":
-            value = [kind for pattern, repeat in value for kind in list(pattern) * repeat]
+        if key == "attention_types":  # a repeat beyond the layers there are is not worth writing out
+            value = [kind for pattern, repeat in value for kind in list(pattern) * min(repeat, count + 1)]
         result = [known[kind] for kind in value]
     except (TypeError, ValueError, KeyError):
         raise keys.wrong(key, value, "'global' and 'local' in patterns") from None
