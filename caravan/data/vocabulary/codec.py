@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import tokenizers
 
-from caravan.data.vocabulary import greedy
+from caravan.data.vocabulary import greedy, merges
 from caravan.data.vocabulary.normaliser import Normaliser
 from caravan.types import UserError
 
@@ -53,12 +53,11 @@ def open_codec(definition: dict[str, Any], config: dict[str, Any], special: dict
 class Library:
     """The `tokenizers` library."""
 
-    never_special = False
-
     def __init__(self, definition: dict[str, Any], special: dict[str, int]) -> None:
         self._backend = backend(definition, special)
         bare = without_prefix(definition)
         self._later = self._backend if bare is None else backend(bare, special)
+        self.never_special = _never_special(definition, special)
 
     def vocabulary(self) -> dict[str, int]:
         return self._backend.get_vocab(with_added_tokens=True)
@@ -121,6 +120,18 @@ class SentencePieceLike:
 
     def decode(self, ids: Sequence[int], skip_special: bool) -> str:
         return str(self._whole.decode(list(ids), skip_special_tokens=skip_special))
+
+
+def _never_special(definition: dict[str, Any], special: dict[str, int]) -> bool:
+    """Whether no merge ends in a special token's text, so that nobody need look for one among the ids."""
+    model = definition["model"]
+    if (
+        model.get("type", "BPE") != "BPE"
+        or model.get("ignore_merges")
+        or min(map(len, special), default=2) < 2
+    ):
+        return False
+    return special.keys().isdisjoint(left + right for left, right in merges.pairs_of(model["merges"]))
 
 
 def _words(backend: tokenizers.Tokenizer, texts: Sequence[str]) -> list[list[list[int]]]:
