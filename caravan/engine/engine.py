@@ -30,7 +30,7 @@ from caravan.engine.runner import Runner
 from caravan.engine.scheduler import Request, Scheduler
 from caravan.engine.text import TextStream
 from caravan.kernels.attention import Segments
-from caravan.model.decoder import Decoder
+from caravan.model.decoder import Decoder, prefixes
 from caravan.types import Completion, Sampling, UserError
 
 FinishReason = Literal["stop", "length", "abort"]
@@ -101,19 +101,15 @@ class Engine:
         self.decode = decode
         self.vocab_size = vocab_size
         needs.check_causal(model.spec)
-        regime = needs.regime(model.spec)
-        step_tokens = max(step_tokens or 512, max_seqs + block_size)
-        if regime is not None or model.spec.prefix_token is not None:
-            step_tokens = max(step_tokens, max_seqs + context)
         blocks = -(-(cache_tokens or needs.cache_positions(model.spec, max_seqs * context)) // block_size)
         self.scheduler = Scheduler(
             blocks=blocks,
             block_size=block_size,
             max_seqs=max_seqs,
-            step_tokens=step_tokens,
+            step_tokens=max(step_tokens or 512, max_seqs + block_size),
             max_context=context,
             share=not needs.is_recurrent(model.spec),
-            regime=regime,
+            regime=needs.regime(model.spec),
         )
         self.scheduler.version = version
         self.lanes = Lanes(max_seqs, blocks, block_size, context)
@@ -205,12 +201,9 @@ class Engine:
                 f"a text of {len(ids)} tokens cannot be embedded",
                 f"give 1 to {self.scheduler.max_context} ids in 0..{limit - 1}",
             )
-        device = self.runner.device
-        prefix = (needs.prefix(self.model.spec, ids),) if self.model.spec.prefix_token is not None else None
-        attend = Segments((len(ids),), device, prefix)
-        hidden_ND = self.model(
-            torch.tensor(ids, device=device), torch.arange(len(ids), device=device), attend
-        )
+        ids_N, lengths = torch.tensor(ids, device=self.runner.device), (len(ids),)
+        attend = Segments(lengths, ids_N.device, prefixes(self.model.spec, ids_N, lengths))
+        hidden_ND = self.model(ids_N, torch.arange(len(ids), device=ids_N.device), attend)
         return F.normalize(hidden_ND.float().mean(0), dim=0)
 
     def update_weights(self, version: int | str) -> None:

@@ -116,9 +116,9 @@ class Scheduler:
         """
         Args:
             blocks: size of the pool. block_size: positions per block. max_seqs: running at once.
-            step_tokens: tokens computed per step at most; models with prefixes or regimes need max_seqs +
-                max_context. max_context: tokens of one sequence at most. share: whether blocks can be found
-                again by their content. regime: of a sequence's length; 0 where chunks are allowed.
+            step_tokens: tokens computed per step at most (but see Request.whole). max_context: tokens of one
+                sequence at most. share: whether blocks can be found again by their content. regime: of a
+                sequence's length; 0 where chunks are allowed.
         """
         assert step_tokens >= max_seqs + block_size, "every running sequence and one chunk must fit in a step"
         self.pool = BlockPool(blocks)
@@ -262,11 +262,14 @@ class Scheduler:
         return UserError(message, hint)
 
     def _chunk(self, request: Request, budget: int) -> int:
-        """Tokens to compute now; a chunk that is not the last ends where a block ends."""
+        """Tokens to compute now; a chunk that is not the last ends where a block ends. What must not be cut
+        is computed even when it exceeds the budget, one such piece per step."""
+        if budget <= 0:
+            return 0
         if request.missing <= budget:
             return request.missing
         end = (request.computed + budget) // self.block_size * self.block_size
-        return max(0, end - request.computed) if end >= request.whole else 0
+        return max(0, max(end, request.whole) - request.computed)
 
     def _row(self, request: Request, n: int) -> Row:
         return Row(request, request.computed, n, request.computed + n == len(request.tokens))

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from caravan.algos.logprobs import token_logprobs
 from caravan.kernels.attention import Segments
-from caravan.model.decoder import Decoder
+from caravan.model.decoder import Decoder, prefixes
 from caravan.model.heads import RewardModel
 from caravan.types import Batch
 
@@ -42,7 +42,8 @@ def logprobs(
     it.
     """
     index_R = batch.weight_N.nonzero().squeeze(1)
-    hidden_ND = model(batch.ids_N, batch.pos_N, Segments(batch.lengths, batch.ids_N.device))
+    prefix = prefixes(model.spec, batch.ids_N, batch.lengths)
+    hidden_ND = model(batch.ids_N, batch.pos_N, Segments(batch.lengths, batch.ids_N.device, prefix))
     out = token_logprobs(
         hidden_ND.index_select(0, index_R),
         model.head_weight(),

@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from caravan.engine import rollout, score
 from caravan.engine.engine import Engine
 from caravan.model.decoder import Decoder
 from caravan.model.mixers import knobs
@@ -260,6 +261,21 @@ def test_recurrent_mixers_go_on_where_they_stopped(name: str) -> None:
     check(lambda: build(replace(SPEC, layers=(layer, *attention, layer))))
 
 
+@pytest.mark.parametrize("name", ["mixed", "alibi softcap", "prefix", "two streams", "capped head", "latent"])
+def test_the_trainer_scores_what_the_sampler_drew(name: str) -> None:
+    """Masks, caps, scale, bias and normalised rows of the head: the same numbers on both sides."""
+    model = build(ZOO[name])
+    asked = list(enumerate(prompts(model.spec)))
+    drawn = rollout.sample(
+        model, asked, 1, temperature=0.7, max_new_tokens=6, seed=1, stop_ids=frozenset(), vocab_size=VOCAB
+    )
+    per_answer = torch.tensor(drawn.sampled_logp_R).split(drawn.response_lengths)
+    (batch,) = drawn.batches(range(len(drawn)), 1 << 12)
+    with torch.no_grad():
+        logp, _ = score.logprobs(model, batch, 0.7)
+    assert (logp - torch.cat([per_answer[i] for i in batch.index])).abs().max() < 1e-4
+
+
 def test_what_a_prefix_model_may_share() -> None:
     model = build(ZOO["prefix"])
     engine = Engine(model, max_seqs=4)
@@ -279,6 +295,17 @@ def test_recurrent_models_share_nothing() -> None:
     engine = Engine(model, max_seqs=4)
     engine.generate([list(range(40))], Sampling(temperature=0, max_tokens=3), n=3)
     assert engine.stats()["cached_tokens"] == 0 and not engine.lanes.pool
+
+
+@pytest.mark.parametrize("name", ["longrope", "dynamic"])
+def test_prompts_beyond_the_original_context(name: str) -> None:
+    model = build(ZOO[name])
+    asked = [list(range(50)), list(range(43)), list(range(50)), [5, *range(48)]]
+    engine = Engine(model, max_seqs=3, step_tokens=12, block_size=4)
+    for got, prompt in zip(engine.generate(asked, Sampling(temperature=0, max_tokens=4)), asked, strict=True):
+        same(got[0], slow(model, prompt, 4))
+    cached = engine.stats()["cached_tokens"]
+    assert 0 < cached <= 48, "only the twin was turned by the same angles"
 
 
 def test_a_model_without_a_limit_gets_one() -> None:

@@ -103,6 +103,34 @@ def test_prompt_is_cut_at_block_boundaries_and_decodes_come_first() -> None:
     assert [(row.start, row.n, row.sample) for row in plan.rows] == [(4, 1, True), (8, 3, True)]
 
 
+def test_what_must_not_be_cut_is_computed_at_once() -> None:
+    s = make(blocks=20, budget=8)
+    first, second = s.add([1] * 6, 1, prefix=5), s.add(list(range(15)), 1, prefix=14)
+    third = s.add(list(range(20, 35)), 1, prefix=2)
+    plan = s.plan()
+    assert [(row.request, row.n) for row in plan.rows] == [(first, 6), (second, 14)], (
+        "14 exceeds what is left"
+    )
+    s.apply(plan, [7])
+    s.finish(first)
+    assert [(row.request, row.start, row.n) for row in s.plan().rows] == [(second, 14, 1), (third, 0, 4)]
+
+
+def test_another_regime_starts_again() -> None:
+    s = Scheduler(
+        blocks=20, block_size=4, max_seqs=2, step_tokens=8, max_context=40, regime=lambda n: int(n > 10)
+    )
+    request = s.add(list(range(9)), 4)
+    rows = []
+    while len(request.tokens) < 13:
+        plan = s.plan()
+        check(s, [request])
+        rows += [(row.start, row.n) for row in plan.rows]
+        s.apply(plan, [7] * sum(row.sample for row in plan.rows))
+        check(s, [request])
+    assert rows == [(0, 8), (8, 1), (9, 1), (0, 11), (11, 1)]
+
+
 def test_samples_of_one_prompt_cost_one_prefill() -> None:
     s = make(blocks=40, seqs=4, budget=64)
     group = [s.add(list(range(10)), 2) for _ in range(4)]
