@@ -62,6 +62,14 @@ def real(config: Config, *names: str, default: Any = MISSING) -> float:
     return float(value)
 
 
+def positive(config: Config, *names: str, default: Any = MISSING) -> float:
+    """A finite number above 0."""
+    value = real(config, *names, default=default)
+    if value <= 0:
+        raise wrong(find(config, names, default)[0], value, "a number above 0")
+    return value
+
+
 def flag(config: Config, *names: str, default: Any = MISSING) -> bool:
     """true or false."""
     name, value = find(config, names, default)

@@ -58,6 +58,12 @@ FLAGS = {
     "gpt_bigcode": ("multi_query", "scale_attn_weights"),
     "xglm": ("scale_embedding",),
 }
+EPSILON = dict.fromkeys(SIZES, "layer_norm_epsilon") | {
+    "gpt_neox": "layer_norm_eps",
+    "phi": "layer_norm_eps",
+    "persimmon": "layer_norm_eps",
+    "stablelm": "layer_norm_eps",
+}
 REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("gpt_neo", {"attention_types": [[["global", "somewhere"], 2]]}, "attention_types"),
     ("gpt_neo", {"attention_types": [[["global"], 3]]}, "attention_types"),
@@ -88,7 +94,10 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("mpt", {"attn_config": {"alibi_bias_max": 16}}, "alibi_bias_max"),
     ("mpt", {"attn_config": {"attn_type": "multiquery_attention"}}, "attn_type"),
     ("mpt", {"attn_config": {"clip_qkv": "hard"}}, "clip_qkv"),
+    ("mpt", {"attn_config": {"clip_qkv": -1.0}}, "clip_qkv"),
+    ("mpt", {"attn_config": {"softmax_scale": 0.0}}, "softmax_scale"),
     ("mpt", {"attn_config": 3}, "attn_config"),
+    ("gpt_neox", {"rotary_emb_base": 0}, "rotary_emb_base"),
     ("mpt", {"no_bias": False}, "no_bias"),
     ("mpt", {"logit_scale": 0.5}, "logit_scale"),
     ("mpt", {"expansion_ratio": 3}, "expansion_ratio"),
@@ -142,6 +151,13 @@ def test_sizes_that_would_fill_the_memory_are_refused(name: str) -> None:
     for key, value in ((SIZES[name][2], 10**9), (SIZES[name][0], 2**40), ("vocab_size", 2**40)):
         with pytest.raises(UserError, match=f"'{key}'"):
             read(name, minimal(name, **{key: value}))
+
+
+@pytest.mark.parametrize("name", sorted(set(SIZES) - {"opt", "xglm"}))
+def test_an_epsilon_is_above_zero(name: str) -> None:
+    for value in (0, -1e-5, "small", True):
+        with pytest.raises(UserError, match=f"'{EPSILON[name]}'"):
+            read(name, minimal(name, **{EPSILON[name]: value}))
 
 
 @pytest.mark.parametrize("name", SIZES)

@@ -34,7 +34,7 @@ def spec(config: Mapping[str, Any]) -> Spec:
     """
     d = keys.size(config, "n_embed", "hidden_size")
     heads = keys.size(config, "n_head", "num_attention_heads")
-    norm = Norm(kind="layer", eps=keys.real(config, "layer_norm_epsilon", default=1e-5), bias=True)
+    norm = Norm(kind="layer", eps=keys.positive(config, "layer_norm_epsilon", default=1e-5), bias=True)
     width = keys.head_dim(d, heads, "n_head")
     keys.refuse(config, "n_inner", 4 * d)
     layer = Layer(

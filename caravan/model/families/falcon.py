@@ -69,7 +69,7 @@ def spec(config: Mapping[str, Any]) -> Spec:
     if new and not parallel:
         raise keys.unsupported("parallel_attn", False, ["true, with new_decoder_architecture"])
     alibi, bias = keys.flag(config, "alibi", default=False), keys.flag(config, "bias", default=False)
-    norm = Norm(kind="layer", eps=keys.real(config, "layer_norm_epsilon", default=1e-5), bias=True)
+    norm = Norm(kind="layer", eps=keys.positive(config, "layer_norm_epsilon", default=1e-5), bias=True)
     attn = Attn(
         n_head=heads,
         n_kv=groups(config, heads, new),

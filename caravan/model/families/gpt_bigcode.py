@@ -33,7 +33,7 @@ def spec(config: Mapping[str, Any]) -> Spec:
     d, heads = keys.size(config, "n_embd", "hidden_size"), keys.size(config, "n_head", "num_attention_heads")
     keys.refuse(config, "add_cross_attention", False)
     width = keys.head_dim(d, heads, "n_head")
-    norm = Norm(kind="layer", eps=keys.real(config, "layer_norm_epsilon", default=1e-5), bias=True)
+    norm = Norm(kind="layer", eps=keys.positive(config, "layer_norm_epsilon", default=1e-5), bias=True)
     attn = Attn(
         n_head=heads,
         n_kv=1 if keys.flag(config, "multi_query", default=True) else heads,

@@ -47,7 +47,7 @@ def spec(config: Mapping[str, Any]) -> Spec:
     count = keys.size(config, "num_layers", "num_hidden_layers")
     window = keys.size(config, "window_size", default=256)
     width = keys.head_dim(d, heads, "num_heads")
-    norm = Norm(kind="layer", eps=keys.real(config, "layer_norm_epsilon", default=1e-5), bias=True)
+    norm = Norm(kind="layer", eps=keys.positive(config, "layer_norm_epsilon", default=1e-5), bias=True)
     act = keys.activation(config, "activation_function", default="gelu_new")
     ffn = FFN(kind="mlp", d_ff=keys.size(config, "intermediate_size", default=4 * d), act=act, bias=True)
 

@@ -50,7 +50,7 @@ def rope(
         raise keys.wrong(name, turned, "a share of the head, above 0 and up to 1")
     keys.even(Rope(dim=int(width * turned)), name)
     values["partial_rotary_factor"] = turned
-    values["rope_theta"] = keys.real(said, "rope_theta", *theta, default=10_000.0)
+    values["rope_theta"] = keys.positive(said, "rope_theta", *theta, default=10_000.0)
     return llama.rope({**config, "rope_parameters": values}, width)
 
 
@@ -59,7 +59,7 @@ def spec(config: Mapping[str, Any]) -> Spec:
     d, heads = keys.size(config, "hidden_size"), keys.size(config, "num_attention_heads")
     width = keys.head_dim(d, heads, "num_attention_heads")
     bias = keys.flag(config, "attention_bias", default=True)
-    norm = Norm(kind="layer", eps=keys.real(config, "layer_norm_eps", default=1e-5), bias=True)
+    norm = Norm(kind="layer", eps=keys.positive(config, "layer_norm_eps", default=1e-5), bias=True)
     attn = Attn(
         n_head=heads,
         n_kv=heads,

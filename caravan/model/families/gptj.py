@@ -29,7 +29,7 @@ def spec(config: Mapping[str, Any]) -> Spec:
     rope = Rope(dim=keys.size(config, "rotary_dim", default=64), interleaved=True, fp32=True)
     if rope.dim > width or rope.dim % 2:
         raise keys.wrong("rotary_dim", rope.dim, f"an even number up to the head width {width}")
-    norm = Norm(kind="layer", eps=keys.real(config, "layer_norm_epsilon", default=1e-5), bias=True)
+    norm = Norm(kind="layer", eps=keys.positive(config, "layer_norm_epsilon", default=1e-5), bias=True)
     act = keys.activation(config, "activation_function", default="gelu_new")
     layer = Layer(
         attn=Attn(n_head=heads, n_kv=heads, head_dim=width, rope=rope),

@@ -32,11 +32,13 @@ def attention(config: Mapping[str, Any], d: int) -> Attn:
     keys.refuse(values, "attn_type", "multihead_attention")
     keys.refuse(values, "alibi_bias_max", 8, 8.0)
     clip = keys.real(values, "clip_qkv", default=0.0)
+    if clip < 0:
+        raise keys.wrong("clip_qkv", clip, "a number above 0, or 0 for none")
     return Attn(
         n_head=heads,
         n_kv=heads,
         head_dim=width,
-        scale=keys.real(values, "softmax_scale", default=width**-0.5),
+        scale=keys.positive(values, "softmax_scale", default=width**-0.5),
         alibi=True,
         clip_qkv=clip or None,
     )
@@ -50,7 +52,7 @@ def spec(config: Mapping[str, Any]) -> Spec:
     keys.refuse(config, "expansion_ratio", 4)
     keys.refuse(config, "embedding_fraction", 1.0, 1)
     keys.refuse(config, "norm_type", "low_precision_layernorm", "layernorm")
-    norm = Norm(kind="layer", eps=keys.real(config, "layer_norm_epsilon", default=1e-5))
+    norm = Norm(kind="layer", eps=keys.positive(config, "layer_norm_epsilon", default=1e-5))
     layer = Layer(attn=attention(config, d), ffn=FFN(kind="mlp", d_ff=4 * d, act="gelu"), norm=norm)
     return Spec(
         vocab=keys.size(config, "vocab_size"),

@@ -27,7 +27,7 @@ drop \.attn\.bias$ position_ids$
 def spec(config: Mapping[str, Any]) -> Spec:
     """config.json -> Spec. Raises UserError naming the key."""
     d, heads = keys.size(config, "n_embd", "hidden_size"), keys.size(config, "n_head", "num_attention_heads")
-    norm = Norm(kind="layer", eps=keys.real(config, "layer_norm_epsilon", default=1e-5), bias=True)
+    norm = Norm(kind="layer", eps=keys.positive(config, "layer_norm_epsilon", default=1e-5), bias=True)
     act = keys.word(config, "afn", known=MEANS, default="gelu")
     width = keys.head_dim(d, heads, "n_head")
     layer = Layer(

@@ -30,7 +30,7 @@ def spec(config: Mapping[str, Any]) -> Spec:
     """config.json -> Spec. Raises UserError naming the key."""
     d, heads = keys.size(config, "hidden_size"), keys.size(config, "num_attention_heads")
     width = keys.head_dim(d, heads, "num_attention_heads")
-    norm = Norm(kind="layer", eps=keys.real(config, "layer_norm_eps", default=1e-5), bias=True)
+    norm = Norm(kind="layer", eps=keys.positive(config, "layer_norm_eps", default=1e-5), bias=True)
     attn = Attn(
         n_head=heads,
         n_kv=heads,

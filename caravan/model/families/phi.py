@@ -31,7 +31,7 @@ def spec(config: Mapping[str, Any]) -> Spec:
     if heads % groups:
         raise keys.wrong("num_key_value_heads", groups, f"a divisor of the {heads} query heads")
     width = keys.head_dim(d, heads, "num_attention_heads")
-    norm = Norm(kind="layer", eps=keys.real(config, "layer_norm_eps", default=1e-5), bias=True)
+    norm = Norm(kind="layer", eps=keys.positive(config, "layer_norm_eps", default=1e-5), bias=True)
     attn = Attn(
         n_head=heads,
         n_kv=groups,

@@ -36,7 +36,7 @@ def spec(config: Mapping[str, Any]) -> Spec:
     if heads % groups:
         raise keys.wrong("num_key_value_heads", groups, f"a divisor of the {heads} query heads")
     width = keys.head_dim(d, heads, "num_attention_heads")
-    eps = keys.real(config, "layer_norm_eps", "norm_eps", default=1e-5)
+    eps = keys.positive(config, "layer_norm_eps", "norm_eps", default=1e-5)
     norm = Norm(kind="layer", eps=eps, bias=True)
     attn = Attn(
         n_head=heads,
