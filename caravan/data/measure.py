@@ -33,13 +33,14 @@ class Measure:
     classifiers: tuple[tuple[str, str], ...] = ()
     """(signal, folder of its classifier)."""
 
+    def __post_init__(self) -> None:
+        signals.compute(signals.View([]), self.families)  # tables made here are shared by forked processes
+
     def __call__(self, documents: Sequence[Document]) -> dict[str, np.ndarray]:
         view = signals.View([d.text for d in documents], [d.lang for d in documents])
         out: dict[str, np.ndarray] = {"id": np.array([d.id for d in documents], object)}
         out |= signals.compute(view, self.families)
-        if self.classifiers:
-            x = quality.counts(view)
-            out |= {name: _classifier(folder).score(x) for name, folder in self.classifiers}
+        out |= {name: _classifier(folder).judge(view.texts) for name, folder in self.classifiers}
         return out
 
 

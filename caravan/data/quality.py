@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -114,6 +114,8 @@ class Classifier:
     bias: float
     slope: float = 1.0
     offset: float = 0.0
+    chars: int = 0
+    """Characters it reads of a document, as in training; 0 reads it whole."""
 
     def margin(self, x: Counts) -> np.ndarray:
         """float64 [D]: what the regression says, before calibration."""
@@ -123,18 +125,17 @@ class Classifier:
         """float32 [D] in [0, 1]: how surely a document is of the positive kind."""
         return sigmoid(self.slope * self.margin(x) + self.offset).astype(np.float32)
 
+    def judge(self, texts: Sequence[str]) -> np.ndarray:
+        """float32 [D]: the score of each text, by the part it reads."""
+        return self.score(counts(View([t[: self.chars or None] for t in texts])))
+
     def save(self, folder: Path) -> None:
         """classifier.safetensors and classifier.json."""
         from safetensors.numpy import save_file
 
         save_file({"weight": self.weight_F.astype(np.float32)}, folder / "classifier.safetensors")
-        facts = {
-            "format": _FORMAT,
-            "bits": BITS,
-            "bias": self.bias,
-            "slope": self.slope,
-            "offset": self.offset,
-        }
+        names = ("bias", "slope", "offset", "chars")
+        facts = {"format": _FORMAT, "bits": BITS, **{name: getattr(self, name) for name in names}}
         (folder / "classifier.json").write_bytes(orjson.dumps(facts, option=orjson.OPT_INDENT_2))
 
     @classmethod
@@ -149,7 +150,7 @@ class Classifier:
             raise UserError(f"there is no classifier in {folder}: {error}") from error
         if facts.get("format") != _FORMAT or weight.shape != (1 << BITS,):
             raise UserError(f"the classifier in {folder} has another format", "train it again")
-        return cls(weight.astype(np.float64), facts["bias"], facts["slope"], facts["offset"])
+        return cls(weight.astype(np.float64), facts["bias"], facts["slope"], facts["offset"], facts["chars"])
 
 
 def sigmoid(x: np.ndarray) -> np.ndarray:
@@ -237,7 +238,7 @@ def calibrated(classifier: Classifier, x: Counts, label_D: np.ndarray) -> Classi
         return float(share @ (np.logaddexp(0.0, z) - target * z)), np.array([pull @ margin, pull.sum()])
 
     slope, offset = lbfgs(loss, np.array([1.0, 0.0]), 100)
-    return Classifier(classifier.weight_F, classifier.bias, float(slope), float(offset))
+    return replace(classifier, slope=float(slope), offset=float(offset))
 
 
 def auc(score_D: np.ndarray, label_D: np.ndarray) -> float:

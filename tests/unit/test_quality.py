@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -91,6 +92,9 @@ def test_a_classifier_that_is_calibrated_and_survives_the_disk(tmp_path: Path) -
     better.save(tmp_path)
     again = quality.Classifier.load(tmp_path)
     assert again.score(last[0]) == pytest.approx(score, abs=1e-5)
+    one = text(GOOD)
+    short = replace(again, chars=len(one))
+    assert short.judge([one + text(RAW)]) == short.judge([one]) != again.judge([one + text(RAW)])
     (tmp_path / "classifier.json").write_text("{}")
     with pytest.raises(UserError, match="another format"):
         quality.Classifier.load(tmp_path)
