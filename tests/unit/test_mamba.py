@@ -81,6 +81,18 @@ def test_a_fresh_model_starts_even_and_learns_a_batch(name: str) -> None:
     assert losses[-1] < 1.0, losses[::8]
 
 
+def test_fresh_speeds_and_time_steps_are_spread() -> None:
+    one, two = (sizes.fresh(spec(name), seed=0).blocks[0].mix for name in KNOBS)
+    assert torch.allclose(one.A_log.exp(), torch.arange(1.0, 6.0).expand(18, 5))
+    assert torch.allclose(two.A_log.exp(), torch.arange(1.0, 7.0))
+    for bias in (one.dt.bias, two.dt_bias):
+        steps = torch.nn.functional.softplus(bias.detach())
+        assert float(steps.min()) == pytest.approx(0.001, rel=1e-3)
+        assert float(steps.max()) == pytest.approx(0.1, rel=1e-3)
+    for conv in (one.conv, two.conv):
+        assert float(conv.weight.std()) == pytest.approx(0.5, rel=1e-3)
+
+
 @pytest.mark.parametrize("name", RECURRENT)
 def test_recomputing_activations_changes_no_gradient(name: str) -> None:
     model = sizes.fresh(spec(name), seed=2).double()

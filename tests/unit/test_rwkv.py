@@ -11,8 +11,12 @@ import torch.nn.functional as F
 from caravan.kernels import wkv
 from caravan.model import ffn as ffns
 from caravan.model import mixers
+from caravan.model.families import rwkv6, rwkv7
 from caravan.model.mixers import knobs
 from caravan.model.spec import FFN, Layer, Norm
+from caravan.types import UserError
+from tests.families.rwkv6 import CONFIG as CONFIG6
+from tests.families.rwkv7 import CONFIG as CONFIG7
 from tests.unit.recurrent import LENGTHS, Pass, Stack, agree, goes_on, stirred
 
 D, H, K, V = 12, 3, 4, 5
@@ -133,6 +137,24 @@ def test_the_first_layers_values_reach_the_later_ones_with_their_gradient() -> N
     model(draw(9, D), Pass((9,))).sum().backward()
     assert float(model.mixers[2].v.weight.grad.abs().max()) < 1e-12
     assert float(model.mixers[0].v.weight.grad.abs().max()) > 1e-3
+
+
+def test_widths_that_configs_leave_out() -> None:
+    small = CONFIG7 | {"intermediate_size": None, "hidden_ratio": 3.5}
+    assert rwkv7.spec(small).layers[0].ffn.d_ff == 192, "3.5 x 48 up to a multiple of 32"  # type: ignore[union-attr]
+    wide = CONFIG6 | {"hidden_size": 4096, "attention_hidden_size": 4096, "intermediate_size": None}
+    del wide["time_mix_extra_dim"], wide["time_decay_extra_dim"]
+    spec = rwkv6.spec(wide)
+    assert (spec.layers[0].ssm.mix_rank, spec.layers[0].ssm.decay_rank) == (64, 128)
+    assert spec.layers[0].ffn.d_ff == 14336  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("key", ["attn", "value_dim", "norm_first", "hidden_act", "head_dim", "layout"])
+def test_what_rwkv7_does_not_have_is_named(key: str) -> None:
+    with pytest.raises(UserError, match=key):
+        rwkv7.spec(
+            CONFIG7 | {key: {"attn": {"layers": [1]}, "norm_first": False, "head_dim": 7}.get(key, "odd")}
+        )
 
 
 def test_rwkv7_never_forgets_faster_than_it_may() -> None:

@@ -67,7 +67,8 @@ def spec(config: Mapping[str, Any]) -> Spec:
         eps=head_dim * eps,
         native=native(config, ARCHITECTURE),
     )
-    ffn = FFN(kind="rwkv7", d_ff=keys.size(config, "intermediate_size", default=4 * d), act="relu2")
+    width = -(-int(d * keys.real(config, "hidden_ratio", default=4.0)) // 32) * 32
+    ffn = FFN(kind="rwkv7", d_ff=keys.size(config, "intermediate_size", default=width), act="relu2")
     count = keys.size(config, "num_hidden_layers")
     return Spec(
         vocab=keys.size(config, "vocab_size"),
