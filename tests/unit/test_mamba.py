@@ -90,7 +90,7 @@ def test_fresh_speeds_and_time_steps_are_spread() -> None:
         assert float(steps.min()) == pytest.approx(0.001, rel=1e-3)
         assert float(steps.max()) == pytest.approx(0.1, rel=1e-3)
     for conv in (one.conv, two.conv):
-        assert float(conv.weight.std()) == pytest.approx(0.5, rel=1e-3)
+        assert float(conv.weight.detach().std()) == pytest.approx(0.5, rel=1e-3)
 
 
 @pytest.mark.parametrize("name", RECURRENT)
