@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from caravan.model import ffn as ffns
 from caravan.model import mixers
+from caravan.model.activations import ACTIVATIONS
 from caravan.model.norms import make_norm
 from caravan.model.positions import Angles, by_length, inverse_frequencies, sinusoid, two_streams
 from caravan.model.spec import Attn, Layer, Rope, Spec
@@ -151,19 +152,22 @@ class Decoder(nn.Module):
         self.checkpoint_every = 0
         self.ropes: list[Rope] = list(dict.fromkeys(a.rope for a in spec.attns if a.rope))
         self._inverse: dict[torch.device, list[tuple[Tensor, float]]] = {}
-        narrow = spec.embed_dim
+        narrow, padded = spec.embed_dim, spec.embed_pad
         self.embed = nn.Embedding(spec.vocab, spec.out_dim)
-        self.pin = nn.Linear(narrow, spec.d, bias=False) if narrow else None
+        self.pin = nn.Linear(narrow, spec.d, bias=False) if narrow and not padded else None
         self.pos = nn.Embedding(spec.max_pos + spec.pos_offset, spec.d) if spec.pos == "learned" else None
         self.seg = nn.Embedding(spec.type_vocab, spec.d) if spec.type_vocab else None
-        self.embed_norm = make_norm(spec.d, spec.embed_norm)
+        self.embed_norm = make_norm(spec.out_dim if padded else spec.d, spec.embed_norm)
         self.blocks = nn.ModuleList(
             Block(spec.d, layer, i, self._rope_of(layer), spec.residual_fp32)
             for i, layer in enumerate(spec.layers)
         )
         self.norm = make_norm(spec.d, spec.final_norm)
-        self.pout = nn.Linear(spec.d, narrow, bias=False) if narrow else None
+        self.pout = _way_out(spec)
         own = not spec.tie and spec.head
+        self.tied_bias = (
+            nn.Parameter(torch.zeros(spec.vocab)) if spec.tie and spec.head and spec.head_bias else None
+        )
         self.head = nn.Linear(spec.out_dim, spec.vocab, bias=spec.head_bias) if own else None
 
     def _rope_of(self, layer: Layer) -> int | None:
@@ -226,6 +230,8 @@ class Decoder(nn.Module):
         if self.seg is not None:
             x_ND = x_ND + self.seg(torch.zeros_like(pos_N) if types_N is None else types_N)
         x_ND = self.embed_norm(x_ND)
+        if spec.embed_pad:
+            x_ND = F.pad(x_ND, (0, spec.d - spec.out_dim))
         return x_ND.float() if spec.residual_fp32 else x_ND
 
     def _group(self, start: int, count: int, x_ND: Tensor, angles: Angles, attend: Attend) -> Tensor:
@@ -242,7 +248,7 @@ class Decoder(nn.Module):
     @property
     def head_bias(self) -> Tensor | None:
         """[V] bias of the output head, or None."""
-        return None if self.head is None else self.head.bias
+        return self.tied_bias if self.head is None else self.head.bias
 
     @property
     def head_terms(self) -> dict[str, Any]:
@@ -259,6 +265,26 @@ class Decoder(nn.Module):
             logits = logits * self.spec.logit_scale
         cap = self.spec.logit_softcap
         return logits if cap is None else cap * torch.tanh(logits / cap)
+
+
+class WayOut(nn.Module):
+    """norm(act(x A + a)): from the stream to the width of the head."""
+
+    def __init__(self, spec: Spec) -> None:
+        super().__init__()
+        assert spec.head_act is not None
+        self.dense = nn.Linear(spec.d, spec.out_dim)
+        self.act = ACTIVATIONS[spec.head_act]
+        self.norm = make_norm(spec.out_dim, spec.final_norm)
+
+    def forward(self, x_ND: Tensor) -> Tensor:
+        return self.norm(self.act(self.dense(x_ND)))
+
+
+def _way_out(spec: Spec) -> nn.Module | None:
+    if spec.head_act is not None:
+        return WayOut(spec)
+    return nn.Linear(spec.d, spec.embed_dim, bias=False) if spec.embed_dim else None
 
 
 def prefixes(spec: Spec, ids_N: Tensor, lengths: Sequence[int]) -> tuple[int, ...] | None:

@@ -236,6 +236,10 @@ class Spec:
     """The first token has this position in the table."""
     embed_dim: int | None = None
     """Width of the embedding if not d: a matrix leads in, another out to the head."""
+    embed_pad: bool = False
+    """No matrix leads in: the narrow embedding is normalised and filled up with zeros."""
+    head_act: Activation | None = None
+    """The way out to the head is a matrix with bias, this activation, and the final norm once more."""
     embed_scale: float = 1.0
     embed_norm: Norm | None = None
     """Normalise the embedding, after positions."""
@@ -246,6 +250,7 @@ class Spec:
     head: bool = True
     """False: there is no output head at all (reward models)."""
     head_bias: bool = False
+    """Also of a tied head, where it is a parameter of its own."""
     head_norm: bool = False
     """Rows of the head are divided by their length."""
     logit_scale: float = 1.0
