@@ -194,3 +194,17 @@ def test_split_is_named_as_gguf_readers_know_it(tok: Tokenizer, kit) -> None:
     assert tok.split_name == "qwen2"
     assert Tokenizer.load(kit / "tokenizers/gpt2").split_name == "gpt-2"
     assert Tokenizer.load(kit / "tokenizers/torchtune/tokenizer.json").split_name == "llama-bpe"
+
+
+def test_tokens_that_a_checkpoints_class_adds_get_their_ids(kit, tmp_path) -> None:
+    """ChatGLM 3 keeps nine special tokens in code, behind the pieces of its `.model`."""
+    (tmp_path / "tokenizer.model").write_bytes((kit / "tokenizers/torchtune/m.model").read_bytes())
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "ChatGLMTokenizer"}')
+    tok = Tokenizer.load(tmp_path, chat="chatglm3")
+    assert [tok.special[t] for t in ("[MASK]", "[gMASK]", "sop", "<|user|>", "<|observation|>")] == [
+        2000, 2001, 2003, 2006, 2008,
+    ]  # fmt: skip
+    assert tok.vocab_size == 2009 and tok.end_of_turn == tok.eos == 2
+    tok.save(tmp_path / "saved")
+    again = Tokenizer.load(tmp_path / "saved")
+    assert again.special == tok.special and again.encode("a <|user|> b") == tok.encode("a <|user|> b")
