@@ -2,6 +2,7 @@
 experts without a loss, and groups judged by their best two.
 
 Modules for predicting several tokens ahead (layer 61 of the release) are left out, as every reader does.
+The release is stored in FP8 blocks, which are not read here: convert it to bf16 first.
 """
 
 from __future__ import annotations
