@@ -18,7 +18,10 @@ from __future__ import annotations
 import itertools
 import multiprocessing
 import os
+import signal
 import sys
+import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -108,7 +111,7 @@ def mapped(work: Callable[[A], B], batches: Iterable[A], workers: int) -> Iterat
         return
     # A forked worker shares the tables already built, and needs no __main__ that can be imported again.
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-    pool = ProcessPoolExecutor(workers, context)
+    pool = _pool(workers, context)
     window: deque[tuple[A, Future[B]]] = deque()
     died = 0
     try:
@@ -142,7 +145,23 @@ def _next(
                     f"a worker process died {died} times, perhaps for want of memory",
                     "try fewer with --threads",
                 ) from error
-            pool = ProcessPoolExecutor(workers, context)
+            pool = _pool(workers, context)
             for _ in range(len(window)):
                 batch, _old = window.popleft()
                 window.append((batch, pool.submit(work, batch)))
+
+
+def _pool(workers: int, context: Any) -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(workers, context, initializer=_settle, initargs=(os.getpid(),))
+
+
+def _settle(parent: int, poll_seconds: float = 1.0) -> None:
+    """In a worker: leave Ctrl-C to the parent, and do not outlive it should it be killed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(poll_seconds)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -78,6 +81,39 @@ def test_a_process_that_dies_is_replaced(tmp_path: Path) -> None:
     assert list(steps.mapped(die_once, work, 2)) == ["0", "1", "2", "3", "4", "5"]
     with pytest.raises(UserError, match="died 3 times"):
         list(steps.mapped(die, [[1], [2]], 2))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc")
+def test_workers_do_not_outlive_a_killed_parent(tmp_path: Path) -> None:
+    script = f"""
+import os, pathlib, time
+from caravan.data import steps
+
+def work(batch):
+    pathlib.Path({str(tmp_path)!r}, str(os.getpid())).touch()
+    time.sleep(60)
+
+if __name__ == "__main__":
+    list(steps.mapped(work, [[1], [2], [3]], 2))
+"""
+    parent = subprocess.Popen([sys.executable, "-c", script])
+    until = time.monotonic() + 60
+    while not (pids := [int(p.name) for p in tmp_path.iterdir()]) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert pids, "no worker started"
+    parent.kill()
+    parent.wait()
+    while any(alive(pid) for pid in pids) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not any(alive(pid) for pid in pids)
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+        return "Z" not in Path(f"/proc/{pid}/stat").read_text().split(")")[-1].split()[0]
+    except (ProcessLookupError, FileNotFoundError):
+        return False
 
 
 def test_errors_of_a_worker_arrive() -> None:
