@@ -143,7 +143,7 @@ def test_encoders_compile_into_one_graph(case: Any, tmp_path: Path) -> None:
     model = checkpoint.load_backbone(tmp_path).eval()
     batch = bert.batch(rows())
     torch._dynamo.reset()
-    compiled = torch.compile(model, fullgraph=True, dynamic=False)
+    compiled = torch.compile(model, fullgraph=True, dynamic=False, backend="eager")  # the graph, no kernels
     got = compiled(batch.ids_N, batch.pos_N, Segments(batch.lengths))
     assert error(got, model(batch.ids_N, batch.pos_N, Segments(batch.lengths))) < TOLERANCE
 
