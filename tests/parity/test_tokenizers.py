@@ -129,6 +129,20 @@ def test_what_sentencepiece_cannot_be_read_is_said(tmp_path) -> None:
             Tokenizer.load(tmp_path)
 
 
+def test_pieces_with_one_score_are_not_guessed_about(tmp_path) -> None:
+    """As in vocabularies that were joined by appending pieces with score 0."""
+    data = sentencepiece_model(**VARIANTS["llama"])
+    entries = [b"\x0a" + bytes([len(t)]) + t + b"\x15" + bytes(4) for t in (b"kq", b"qk", b"kqk")]
+    joined = data + b"".join(b"\x0a" + bytes([len(e)]) + e for e in entries)
+    (tmp_path / "tokenizer.model").write_bytes(joined)
+    with pytest.raises(UserError, match="share their score"):
+        Tokenizer.load(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text('{"ties": "by_id"}')
+    tok = Tokenizer.load(tmp_path)
+    assert tok.decode(tok.encode("kqkq")) == "kqkq"
+    assert tok.encode_continuation("kqk") == [tok.vocab_size - 1]
+
+
 # -- tiktoken ------------------------------------------------------------------------------------------------
 
 

@@ -24,12 +24,13 @@ def canonical(
     """The pair of each piece that has one, best rank (lowest number) first.
 
     `ranks` holds the pieces that may be formed; `atoms(piece)` is what encoding starts from. Pieces of one
-    atom, and those that other pieces never bring down to two, get no pair: nothing can form them.
+    atom, and those that other pieces never bring down to two, get no pair: nothing can form them. Nor do
+    those with a part that is no piece itself, which the library could not hold.
     """
     merges = []
     for piece in sorted(ranks, key=ranks.__getitem__):
         parts = reduce(atoms(piece), ranks)
-        if len(parts) == 2:
+        if len(parts) == 2 and parts[0] in ranks and parts[1] in ranks:
             merges.append((parts[0], parts[1]))
     return merges
 

@@ -102,6 +102,13 @@ def definition(model: Model) -> tuple[dict[str, Any], dict[str, Any]]:
     return body, config
 
 
+def tied(model: Model) -> int:
+    """How many pieces of a BPE model share their score with another. SentencePiece merges those leftmost
+    first, whichever piece it is, and no list of merges can say so."""
+    scores = [p.score for p in model.pieces if p.kind == NORMAL and len(p.text) > 1]
+    return len(scores) - len(set(scores)) if model.algorithm == _BPE else 0
+
+
 def appended(data: bytes, pieces: list[str]) -> bytes:
     """The same BPE model with more pieces, each merged later than all that were there.
 

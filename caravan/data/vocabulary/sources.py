@@ -102,9 +102,17 @@ def _sentencepiece(
     data: bytes, file: Path, config: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     try:
-        definition, defaults = sentencepiece_model.definition(sentencepiece_model.read(data))
+        model = sentencepiece_model.read(data)
+        definition, defaults = sentencepiece_model.definition(model)
     except UserError as error:
         raise UserError(f"{file}: {error}", error.hint) from error
+    ties = sentencepiece_model.tied(model)
+    if ties and config.get("ties") != "by_id":
+        raise UserError(
+            f"{file}: {ties} pieces share their score with another, so ids depend on what stands leftmost",
+            'write {"ties": "by_id"} into tokenizer_config.json beside it to merge them in the order of ids, '
+            "as converted copies do; or use the model's tokenizer.json",
+        )
     more = ADDED_BY_CODE.get(str(config.get("tokenizer_class")), ())
     size = len(definition["model"]["vocab"])
     if not _decoder_of(config):
