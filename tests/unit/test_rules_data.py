@@ -206,6 +206,8 @@ def test_what_is_not_known_is_not_judged() -> None:
     }
     rule = rules.Rule(name="odd", signal="bits_per_byte", at_most=3)
     assert rule.breaks(table, 0).tolist() == [False, True]
+    draw = rules.Rule(name="draw", signal="bits_per_byte", pareto=9)
+    assert not draw.breaks(table | {"bits_per_byte": np.full(2, np.nan, np.float32)}, 0).any()
 
 
 def test_limits_can_be_changed_and_rules_left_out() -> None:

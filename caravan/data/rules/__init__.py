@@ -63,14 +63,13 @@ class Rule:
         elif self.pareto is not None:
             broken = ~pareto_keeps(table["id"].tolist(), value, self.pareto, seed)
         else:
-            kind = value.dtype.type if value.dtype.kind == "f" else np.float64
             broken = np.zeros(len(value), np.bool_)
             for limit, outside in (
                 (self.at_least, np.less), (self.at_most, np.greater),
                 (self.more_than, np.less_equal), (self.less_than, np.greater_equal),
             ):  # fmt: skip
                 if limit is not None:
-                    broken |= outside(value, kind(limit))
+                    broken |= outside(value, limit)  # in the precision of the signal
         if value.dtype.kind == "f":
             broken &= ~np.isnan(value)
         if self.languages:

@@ -327,7 +327,7 @@ def sums(values: np.ndarray, ranges_D: np.ndarray) -> np.ndarray:
 
 def ratio(part_D: np.ndarray, whole_D: np.ndarray) -> np.ndarray:
     """float32 [D]: part / whole, 0 where there is nothing."""
-    return (part_D / np.maximum(whole_D, 1)).astype(np.float32)
+    return np.where(whole_D > 0, part_D / np.maximum(whole_D, 1), 0).astype(np.float32)
 
 
 def one_of(codes: np.ndarray, chars: str) -> np.ndarray:

@@ -79,11 +79,14 @@ def _pairs(view: View) -> Grams:
 
 def repeated(place: np.ndarray, key: np.ndarray) -> Grams:
     """What occurs twice or more. `place` int64, ascending; `key` uint64, well mixed, one per place."""
-    # Most keys fall into a bucket of their own and need no sorting.
+    # Most keys fall into a bucket of their own and need no sorting. Two tables of different bits leave few
+    # more than those that do repeat.
     size = max(10, (2 * len(key)).bit_length())
-    bucket = (key >> np.uint64(64 - size)).astype(np.int64)
-    crowded = np.flatnonzero(np.bincount(bucket, minlength=1 << size)[bucket] > 1)
-    return _numbered(place[crowded], key[crowded])
+    for shift in (64 - size, 0):
+        bucket = ((key >> np.uint64(shift)) & np.uint64((1 << size) - 1)).astype(np.int64)
+        crowded = np.flatnonzero(np.bincount(bucket, minlength=1 << size)[bucket] > 1)
+        place, key = place[crowded], key[crowded]
+    return _numbered(place, key)
 
 
 def follow(grams: Grams, shift: int) -> Grams:
