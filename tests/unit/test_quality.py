@@ -83,6 +83,11 @@ def test_a_classifier_that_is_calibrated_and_survives_the_disk(tmp_path: Path) -
     model = quality.train(x, label, l2=1e-3, steps=100)
     between, last = corpus(100), corpus(150)
     better = quality.calibrated(model, *between)
+    target = np.where(between[1] == 1, 101 / 102, 1 / 102)
+    there = better.score(between[0]).astype(float)
+    assert there.mean() == pytest.approx(target.mean(), abs=1e-4), "where Platt's loss is least"
+    margin = better.margin(between[0])
+    assert (there - target) @ margin / len(margin) == pytest.approx(0, abs=1e-3)
     score = better.score(last[0])
     assert quality.auc(score, last[1]) > 0.97
     assert quality.calibration_error(score, last[1]) < 0.06

@@ -214,16 +214,19 @@ class View:
         """int64 [D]: sum of a whole number per word with letters."""
         return sums(values_V, self.plain_range_D)
 
-    def short_words_V(self) -> tuple[np.ndarray, np.ndarray]:
-        """(which words have two to four letters, those letters packed into a uint64, case kept)."""
-        which = np.flatnonzero((self.letters_V >= 2) & (self.letters_V <= 4))
+    def short_words(self, initials: str) -> tuple[np.ndarray, np.ndarray]:
+        """(which words with letters have two to four of them and begin with one of `initials`, those letters
+        packed into a uint64, case kept)."""
+        sized = np.flatnonzero((self.letters_V >= 2) & (self.letters_V <= 4))
+        start = self.letter_range_V[sized]
+        chosen = one_of(self._plain_N[start], initials)
+        which, start = sized[chosen], start[chosen]
         size = self.letters_V[which]
-        start = self.letter_range_V[which]
-        padded = np.concatenate([self._plain_N, np.zeros(4, np.uint32)])
+        last = len(self._plain_N) - 1
         key = np.zeros(len(which), np.uint64)
         for k in range(4):
-            code = np.where(size > k, np.minimum(padded[start + k], 0xFFFF), 0).astype(np.uint64)
-            key |= code << np.uint64(16 * k)
+            code = np.minimum(self._plain_N[np.minimum(start + k, last)], 0xFFFF).astype(np.uint64)
+            key |= (code * (size > k)) << np.uint64(16 * k)
         return which, key
 
     # lines

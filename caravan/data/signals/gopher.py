@@ -51,7 +51,7 @@ def _with_letter(view: View) -> np.ndarray:
 
 def _stop_words(view: View) -> np.ndarray:
     """int64 [D]: distinct stop words."""
-    which, key = view.short_words_V()
+    which, key = view.short_words("tboahw")
     found = np.zeros(len(view), np.int64)
     for stop in _STOP_KEYS:
         hits = which[key == stop]
