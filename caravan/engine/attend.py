@@ -40,21 +40,28 @@ class _Queries:
     """Whether anything is hidden from anybody among the keys asked for."""
     biases: dict[Any, Tensor | None] = field(default_factory=dict)
 
-    def bias(self, attn: Attn, first: int, width: int) -> Tensor | None:
-        """[P, 1 or H, T, S] what to add to the scores of keys first .. first + width - 1: ALiBi, and minus
-        infinity where a key is hidden; None when that is nothing. Equal layers share it."""
+    def bias(self, attn: Attn, first: int, width: int, ring: int = 0) -> Tensor | None:
+        """[P, 1 or H, T, S] what to add to the scores of keys first .. first + width - 1 (of a ring of so
+        many positions, if it is one): ALiBi, and minus infinity where a key is hidden; None when that is
+        nothing. Equal layers share it."""
         alibi = (attn.alibi_scale, attn.alibi_max, attn.n_head) if attn.alibi else None
-        key = (attn.window, alibi, first, width)
+        key = (attn.window, alibi, first, width, ring)
         if key not in self.biases:
-            self.biases[key] = self._bias(attn, first, width)
+            self.biases[key] = self._bias(attn, first, width, ring)
         return self.biases[key]
 
-    def _bias(self, attn: Attn, first: int, width: int) -> Tensor | None:
-        if not self.ragged and not attn.alibi:
+    def _bias(self, attn: Attn, first: int, width: int, ring: int) -> Tensor | None:
+        if not self.ragged and not attn.alibi and not ring:
             return None
         key_S = torch.arange(first, first + width, device=self.pos_PT.device)
-        back_PTS = self.pos_PT[:, :, None] - key_S
-        hidden_PTS = back_PTS < 0
+        if ring:  # the newest position that lies there; below 0 where none does yet
+            last_P1 = self.pos_PT[:, -1:]
+            key_P1S = (last_P1 - (last_P1 - key_S) % ring).unsqueeze(1)
+            back_PTS = self.pos_PT[:, :, None] - key_P1S
+            hidden_PTS = (back_PTS < 0) | (key_P1S < 0)
+        else:
+            back_PTS = self.pos_PT[:, :, None] - key_S
+            hidden_PTS = back_PTS < 0
         if attn.window is not None:
             hidden_PTS |= back_PTS >= attn.window
         if self.prefix_P is not None:
@@ -107,7 +114,7 @@ class StepAttention:
         self.all_fresh = all(row.start == 0 for row in rows)
         self.lane_N = self.lane_R.repeat_interleave(torch.tensor(self.lengths, device=device))
         self.pos_N = torch.tensor([p for r in rows for p in range(r.start, r.start + r.n)], device=device)
-        self._cells: dict[int, Tensor] = {}
+        self._cells: dict[tuple[int, int], Tensor] = {}
         if self.singles:
             pos_M = self.pos_N[: self.singles]
             self.dense = used[: self.singles] == list(range(self.singles))
@@ -117,16 +124,17 @@ class StepAttention:
 
     def __call__(self, index: int, q_NHE: Tensor, k_NKE: Tensor, v_NKV: Tensor, attn: Attn) -> Tensor:
         """[N, H, E] queries, [N, K, E] keys and [N, K, V] values of this step's tokens -> [N, H, V]."""
-        pair = self.lanes.layer(index, k_NKE, v_NKV)
+        pair = self.lanes.layer(index, k_NKE, v_NKV, attn.window)
+        ring = pair[0].shape[2] if pair[0].shape[2] < self.lanes.capacity else 0
         self._write(pair, k_NKE, v_NKV)
         M = self.singles
         if not self.chunks:
-            return self._attend_singles(pair, q_NHE, attn)
+            return self._attend_singles(pair, ring, q_NHE, attn)
         out_NHV = q_NHE.new_empty(*q_NHE.shape[:2], v_NKV.shape[-1])
         if M:
-            out_NHV[:M] = self._attend_singles(pair, q_NHE[:M], attn)
+            out_NHV[:M] = self._attend_singles(pair, ring, q_NHE[:M], attn)
         for chunk in self.chunks:
-            o = _attend_chunk(chunk, pair, q_NHE, k_NKE, v_NKV, attn)
+            o = _attend_chunk(chunk, pair, ring, q_NHE, k_NKE, v_NKV, attn)
             out_NHV[chunk.at] = o.to(q_NHE.dtype)
         return out_NHV
 
@@ -140,25 +148,25 @@ class StepAttention:
 
     def _write(self, pair: Pair, k_NKE: Tensor, v_NKV: Tensor) -> None:
         _, K, C, _ = pair[0].shape
-        cells = self._cells.get(K)
+        cells = self._cells.get((K, C))
         if cells is None:
             head_K = torch.arange(K, device=self.device)
-            cells = ((self.lane_N[:, None] * K + head_K) * C + self.pos_N[:, None]).flatten()
-            self._cells[K] = cells
+            cells = ((self.lane_N[:, None] * K + head_K) * C + self.pos_N[:, None] % C).flatten()
+            self._cells[K, C] = cells
         for kept, new in zip(pair, (k_NKE, v_NKV), strict=True):
             kept.flatten(0, 2).index_copy_(0, cells, new.to(kept.dtype).flatten(0, 1))
 
-    def _attend_singles(self, pair: Pair, q_MHE: Tensor, attn: Attn) -> Tensor:
+    def _attend_singles(self, pair: Pair, ring: int, q_MHE: Tensor, attn: Attn) -> Tensor:
         """One query per sequence: the G heads that share keys are the rows of one small product."""
         M, H, E = q_MHE.shape
         K = pair[0].shape[1]
-        first = 0 if attn.window is None else max(0, self.oldest - attn.window + 1)
+        first = 0 if attn.window is None or ring else max(0, self.oldest - attn.window + 1)
+        end = min(self.newest + 1, pair[0].shape[2])
         if self.dense:
-            k, v = (kept[:M, :, first : self.newest + 1] for kept in pair)
+            k, v = (kept[:M, :, first:end] for kept in pair)
         else:
-            lane_M = self.lane_R[:M]
-            k, v = (kept[:, :, first : self.newest + 1].index_select(0, lane_M) for kept in pair)
-        bias = self.single.bias(attn, first, self.newest + 1 - first)
+            k, v = (kept[:, :, first:end].index_select(0, self.lane_R[:M]) for kept in pair)
+        bias = self.single.bias(attn, first, end - first, ring)
         if bias is not None and attn.alibi:
             bias = bias.view(M, K, H // K, -1)
         o = _product(q_MHE.reshape(M, K, H // K, E).to(k.dtype), k, v, bias, attn)
@@ -166,7 +174,7 @@ class StepAttention:
 
 
 def _attend_chunk(
-    chunk: _Chunks, pair: Pair, q_NHE: Tensor, k_NKE: Tensor, v_NKV: Tensor, attn: Attn
+    chunk: _Chunks, pair: Pair, ring: int, q_NHE: Tensor, k_NKE: Tensor, v_NKV: Tensor, attn: Attn
 ) -> Tensor:
     """Several queries per sequence, padded to one width -> [real cells, H, V]."""
     q = q_NHE[chunk.take_PT].transpose(1, 2)  # [P, H, T, E]
@@ -178,10 +186,11 @@ def _attend_chunk(
             o = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=attn.scale, enable_gqa=gqa)
             return o.transpose(1, 2).flatten(0, 1)[chunk.back]
         q, k, v = q.float(), k.float(), v.float()
+        bias = chunk.queries.bias(attn, 0, chunk.seen)
     else:
         k, v = (kept[:, :, : chunk.seen].index_select(0, chunk.lane_P) for kept in pair)
         q = q.to(k.dtype)
-    bias = chunk.queries.bias(attn, 0, chunk.seen)
+        bias = chunk.queries.bias(attn, 0, k.shape[2], ring)
     o = _product(q, k, v, bias, attn)
     return o.transpose(1, 2).flatten(0, 1)[chunk.back]
 

@@ -112,7 +112,9 @@ class Engine:
             regime=needs.regime(model.spec),
         )
         self.scheduler.version = version
-        self.lanes = Lanes(max_seqs, blocks, block_size, context)
+        whole = self.scheduler.regime is not None or model.spec.prefix_token is not None
+        reach = None if whole else self.scheduler.step_tokens
+        self.lanes = Lanes(max_seqs, blocks, block_size, context, reach)
         self.runner = Runner(model, self.lanes)
         self._active: dict[int, _Active] = {}
         self._lock = threading.RLock()

@@ -6,6 +6,9 @@ attention). Published blocks are copied once into the *pool*, from which any lat
 prefix copies them into its own lane. Layers with a recurrence keep one state per lane instead. Lanes are kept
 dense: a sequence that ends gives its place to the last one, cache and states with it.
 
+A layer that sees only a window keeps no more than that and one step's tokens: its lanes are rings, where
+position p lies at p modulo the capacity.
+
 On a CPU lanes are float32 whatever the model's type: one-token attention over a bfloat16 cache measured 2 to
 5 times slower (torch 2.13, AVX512 with bf16 units). Values of a bfloat16 model are kept exactly.
 
@@ -28,7 +31,12 @@ Pair = tuple[Tensor, Tensor]
 class Lanes:
     """Storage of all layers; a layer's tensors are made when it is first seen."""
 
-    def __init__(self, lanes: int, blocks: int, block_size: int, max_context: int) -> None:
+    def __init__(
+        self, lanes: int, blocks: int, block_size: int, max_context: int, reach: int | None = None
+    ) -> None:
+        """`reach`: most tokens of one sequence in a step, for rings; None: every layer keeps everything."""
+        self.reach = reach
+        self.windows: dict[int, int | None] = {}
         self.count, self.blocks, self.block_size = lanes, blocks, block_size
         self.rows = 1  # lanes that have memory; one long chat must not pay for sixteen
         self.limit = -(-max_context // block_size) * block_size
@@ -77,46 +85,54 @@ class Lanes:
         if used > self.rows:
             self.rows = min(self.count, max(used, 2 * self.rows))
         for layer, (keys, values) in self.kv.items():
-            self.kv[layer] = (
-                _grown(keys, self.rows, self.capacity),
-                _grown(values, self.rows, self.capacity),
-            )
+            capacity = self.capacity_of(self.windows[layer])
+            self.kv[layer] = _grown(keys, self.rows, capacity), _grown(values, self.rows, capacity)
         for state in self.states.values():
             for name, tensor in state.items():
                 state[name] = _grown(tensor, self.rows)
 
     # ------------------------------------------------------------------ keys and values
 
-    def layer(self, layer: int, k_NKE: Tensor, v_NKV: Tensor) -> Pair:
+    def capacity_of(self, window: int | None) -> int:
+        """Positions that a layer with this window keeps per lane; what grows has not yet gone round."""
+        if window is None or self.reach is None:
+            return self.capacity
+        return min(self.capacity, (-(-(window + self.reach) // self.block_size) + 1) * self.block_size)
+
+    def layer(self, layer: int, k_NKE: Tensor, v_NKV: Tensor, window: int | None = None) -> Pair:
         """[L, K, C, E] and [L, K, C, V] of a layer, zero where never written (a masked value must still be a
         number)."""
         pair = self.kv.get(layer)
         if pair is None:
-            pair = self._make(k_NKE), self._make(v_NKV)
+            self.windows[layer] = window
+            pair = self._make(k_NKE, window), self._make(v_NKV, window)
             self.kv[layer] = pair
         return pair
 
-    def _make(self, x_NKE: Tensor) -> Tensor:
+    def _make(self, x_NKE: Tensor, window: int | None) -> Tensor:
         dtype = torch.float32 if x_NKE.device.type == "cpu" else x_NKE.dtype
-        return x_NKE.new_zeros(self.rows, x_NKE.shape[1], self.capacity, x_NKE.shape[2], dtype=dtype)
+        shape = self.rows, x_NKE.shape[1], self.capacity_of(window), x_NKE.shape[2]
+        return x_NKE.new_zeros(shape, dtype=dtype)
 
     def store(self, items: Sequence[tuple[Request, int, int]]) -> None:
         """Copy blocks that became shareable, (request, block of the sequence, block id), into the pool."""
-        self._copy([(self.lane_of[r.id], i, block) for r, i, block in items], to_pool=True)
+        self._copy([(self.lane_of[r.id], i, block, 0) for r, i, block in items], to_pool=True)
 
     def restore(self, requests: Sequence[Request]) -> None:
         """Copy the cached prefix of requests that start into their lanes."""
         size = self.block_size
         self._copy(
             [
-                (self.lane_of[r.id], i, block)
+                (self.lane_of[r.id], i, block, r.cached // size - i)
                 for r in requests
                 for i, block in enumerate(r.blocks[: r.cached // size])
             ],
             to_pool=False,
         )
 
-    def _copy(self, items: Sequence[tuple[int, int, int]], to_pool: bool) -> None:
+    def _copy(self, items: Sequence[tuple[int, int, int, int]], to_pool: bool) -> None:
+        """Items are (lane, block of the sequence, block id, how many blocks from the last one copied): a ring
+        takes only as many of the last as it holds."""
         if not items:
             return
         size = self.block_size
@@ -125,7 +141,9 @@ class Lanes:
                 self.pool[layer] = tuple(  # type: ignore[assignment]
                     x.new_empty(self.blocks, x.shape[1], size, x.shape[3]) for x in pair
                 )
-            lane, index, block = (torch.tensor(c, device=pair[0].device) for c in zip(*items, strict=True))
+            count = pair[0].shape[2] // size
+            held = [(lane, i % count, block) for lane, i, block, rank in items if rank <= count]
+            lane, index, block = (torch.tensor(c, device=pair[0].device) for c in zip(*held, strict=True))
             for lanes, pool in zip(pair, self.pool[layer], strict=True):
                 cells = lanes.unflatten(2, (-1, size))  # [L, K, C/Z, Z, E]
                 if to_pool:

@@ -198,8 +198,7 @@ def same(got: Completion, want: Completion) -> None:
 
 
 OPTIONS: list[dict[str, int]] = [
-    {"max_seqs": 1},
-    {"max_seqs": 2, "block_size": 4},
+    {"max_seqs": 2, "block_size": 4, "step_tokens": 10},
     {"max_seqs": 3, "step_tokens": 11, "block_size": 8},
     {"max_seqs": 6, "cache_tokens": 64, "block_size": 4},
 ]
@@ -306,6 +305,19 @@ def test_prompts_beyond_the_original_context(name: str) -> None:
         same(got[0], slow(model, prompt, 4))
     cached = engine.stats()["cached_tokens"]
     assert 0 < cached <= 48, "only the twin was turned by the same angles"
+
+
+def test_a_window_keeps_no_more_than_it_needs() -> None:
+    """A ring that grows before it goes round, goes round, and is filled from the prefix cache."""
+    model = build(of(replace(ATTN, window=50), replace(ATTN, window=9), ATTN))
+    engine = Engine(model, max_seqs=2, step_tokens=11, block_size=8)
+    asked = [list(range(50)) + [i] * 12 for i in range(3)]
+    for _ in range(2):
+        answers = engine.generate(asked, Sampling(temperature=0, max_tokens=18))
+        for got, prompt in zip(answers, asked, strict=True):
+            same(got[0], slow(model, prompt, 18))
+    assert [keys.shape[2] for keys, _ in engine.lanes.kv.values()] == [72, 32, 80]
+    assert engine.stats()["cached_tokens"] >= 48 * 2 + 56 * 3
 
 
 def test_a_model_without_a_limit_gets_one() -> None:
