@@ -160,8 +160,10 @@ def test_one_process_or_three(
         made = stage.execute(store, "corpus", corpus.Config(), {"raw": raw}, rt)
         table = stage.execute(store, "signals", signals.Config(), {"corpus": made}, rt)
         cfg = filter_stage.Config(rules=("gopher", "c4", "refinedweb"))
-        ids.append([made.id, table.id, stage.execute(store, "filter", cfg, {"corpus": made}, rt).id])
-    assert ids[0] == ids[1]
+        measured = stage.execute(store, "filter", cfg, {"corpus": made}, rt)
+        given = stage.execute(store, "filter", cfg, {"corpus": made, "signals": table}, rt)
+        ids.append([made.id, table.id, measured.id, given.id])
+    assert ids[0] == ids[1] and ids[0][2] == ids[0][3]
 
 
 def test_quality_from_two_corpora_to_a_draw(road: tuple[Store, Artefact, Artefact], tmp_path: Path) -> None:
