@@ -22,7 +22,7 @@ from caravan.data.tokenizer import Tokenizer
 from caravan.engine import score
 from caravan.model.checkpoint import check_vocab, load_model, load_reward
 from caravan.model.decoder import Decoder
-from caravan.model.heads import RewardModel
+from caravan.model.heads import PooledHead, RewardModel
 from caravan.model.sizes import suggested_lr
 from caravan.store import Artefact
 from caravan.systems import parallel, state
@@ -81,6 +81,12 @@ def load(inputs: Mapping[str, Artefact], cfg: Config, machine: Machine, tok: Tok
     device, dtype = machine.device, machine.dtype
     policy = load_model(inputs["policy"].path, device=device)
     critic = load_reward(inputs["reward"].path, device=device)
+    if isinstance(critic.score, PooledHead):
+        raise UserError(
+            f"{inputs['reward'].ref} is an encoder: it reads whole answers, but the critic, which starts from "
+            "it, must value every token from the left",
+            "train the reward model on a decoder, for example on the policy's own base",
+        )
     for spec in (policy.spec, critic.decoder.spec):
         check_vocab(spec, tok.vocab_size)
     optim = OptimConfig(lr=cfg.lr or suggested_lr(policy.spec) / 100, eps=1e-5, weight_decay=cfg.weight_decay)

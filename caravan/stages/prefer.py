@@ -150,6 +150,7 @@ def run(cfg: Config, inputs: Mapping[str, Artefact], out: Path, rt: Runtime) -> 
     history = loop.run(trainee, loader, loss, plan, rt, evaluate if len(held) else None, say=machine.say)
     if machine.first:
         save_model(model, out, policy, machine.dtype, start.generation_config(policy))
+        tok.complete(out)
     return {
         "prompts": len(train),
         "pairs": len(ranking.ranked_pairs(train.ranks).better),

@@ -140,6 +140,7 @@ def run(cfg: Config, inputs: Mapping[str, Artefact], out: Path, rt: Runtime) -> 
     mean, std = centre(model, references, cfg.micro_tokens)
     if machine.first:
         save_reward(model, out, base, machine.dtype)
+        tok.complete(out)
     return {
         "prompts": len(train),
         "pairs": len(algo.ranked_pairs(train.ranks).better),

@@ -186,4 +186,5 @@ def run(cfg: Config, inputs: Mapping[str, Artefact], out: Path, rt: Runtime) -> 
     if machine.first:
         source = inputs["policy"].path
         save_model(policy, out, source, machine.dtype, start.generation_config(source))
+        tok.complete(out)
     return {**parts.facts(rt.work / "metrics.jsonl"), **prompts.facts, "kl_coefficient": control.value}

@@ -27,6 +27,7 @@ from caravan.data.tokenizer import Tokenizer
 from caravan.engine import rollout, score
 from caravan.kernels.attention import Segments
 from caravan.model.checkpoint import load_model, load_reward
+from caravan.model.heads import Pool, PooledHead
 from caravan.stages import _rl as rl_step
 from caravan.stages import _rl_start as rl_start
 from caravan.stages import prefer, reward, rl
@@ -408,6 +409,19 @@ def test_reward_model_of_another_vocabulary_is_refused(world, tmp_path: Path) ->
         stage.execute(
             store, "rl", RL, {"policy": art["model"], "reward": foreign, "prompts": art["conversations"]}, RT
         )
+
+
+def test_an_encoder_cannot_be_the_critic(world, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is said before anything is sampled, not at the first value."""
+
+    def encoder(path: Path, **kw: Any) -> Any:
+        model = load_reward(path, **kw)
+        model.score = PooledHead(model.decoder.spec.d, Pool(act=None, reads="last"))
+        return model
+
+    monkeypatch.setattr(rl_start, "load_reward", encoder)
+    with pytest.raises(UserError, match="is an encoder"):
+        _rl(world, replace(RL, seed=9))
 
 
 def test_prompts_without_room_are_refused_with_a_count(world) -> None:
