@@ -83,8 +83,8 @@ def load(inputs: Mapping[str, Artefact], cfg: Config, machine: Machine, tok: Tok
     critic = load_reward(inputs["reward"].path, device=device)
     if isinstance(critic.score, PooledHead):
         raise UserError(
-            f"{inputs['reward'].ref} is an encoder: it reads whole answers, but the critic, which starts from "
-            "it, must value every token from the left",
+            f"{inputs['reward'].ref} is an encoder: it reads whole answers, but the critic, which starts "
+            "from it, must value every token from the left",
             "train the reward model on a decoder, for example on the policy's own base",
         )
     for spec in (policy.spec, critic.decoder.spec):
