@@ -222,14 +222,15 @@ class Segments:
 
     def _shape(self, bucket: Bucket, attn: Scoring, heads: int, device: torch.device) -> Shape:
         slopes = lengths = prefix = None
+        reach = 0
         if attn.alibi:
             slopes = alibi_slopes(heads, attn.alibi_max).to(device) * attn.alibi_scale
             slopes = slopes.repeat_interleave(bucket.rows)
         if not attn.causal:
             lengths = torch.tensor([self.lengths[s] for s in bucket.segments] * heads, device=device)
         if self.prefix is not None:
-            prefix = torch.tensor([self.prefix[s] for s in bucket.segments] * heads, device=device)
-        reach = max((self.prefix[s] for s in bucket.segments), default=0) if self.prefix else 0
+            sizes = [self.prefix[s] for s in bucket.segments]
+            prefix, reach = torch.tensor(sizes * heads, device=device), max(sizes)
         return Shape(attn.causal, attn.window, attn.softcap, slopes, lengths, prefix, reach)
 
 
