@@ -57,7 +57,6 @@ def run(cfg: Config, inputs: Mapping[str, Artefact], out: Path, rt: Runtime) -> 
     import torch
 
     from caravan.compress import folder
-    from caravan.data.tokenizer import Tokenizer
 
     source = inputs["model"].path
     calibration = inputs.get("calibration")
@@ -86,7 +85,6 @@ def run(cfg: Config, inputs: Mapping[str, Artefact], out: Path, rt: Runtime) -> 
     else:
         weights = folder.round_to_nearest(model, grid, report)
     left = folder.write(source, out, model, grid, weights)
-    Tokenizer.load(source).complete(out)
     before, after = _weight_bytes(source), _weight_bytes(out)
     errors = {name: w.error for name, w in weights.items()}
     worst = max(errors, key=errors.__getitem__)
