@@ -226,7 +226,7 @@ def guess(text: str, chars: int = 300) -> Guess:
     return _judged([text[: 4 * chars]], chars)[0]
 
 
-_GLANCE, _LOOK, _SURE = 80, 200, 0.99
+_GLANCE, _LOOK, _SURE = 80, 200, 0.9999
 
 
 def guesses(texts: Sequence[str]) -> list[Guess]:

@@ -113,3 +113,9 @@ def test_accuracy_by_length(kit: Path, size: int, all_languages: float, peer_lan
     assert len(seen) > 95
     assert sum(right.values()) >= all_languages * sum(seen.values())
     assert sum(right[k] for k in common) >= peer_languages * sum(seen[k] for k in common)
+
+
+def test_web_pages_are_english(kit: Path) -> None:
+    rows = (kit / "pretrain" / "web" / "c4_demo.jsonl").read_text(encoding="utf-8").splitlines()
+    found = langid.guesses([json.loads(row)["text"] for row in rows])
+    assert sum(g.lang == "en" and g.score > 0.65 for g in found) >= 298
