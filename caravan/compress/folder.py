@@ -22,7 +22,7 @@ from caravan.compress import gptq, rtn
 from caravan.kernels.attention import Segments
 from caravan.kernels.quantized import QuantLinear, expand, pack, packed_names, read_integers, scheme
 from caravan.model import checkpoint, families, rules
-from caravan.model.decoder import Decoder
+from caravan.model.decoder import Decoder, prefixes
 from caravan.types import UserError
 
 Report = Callable[[int, int], None]
@@ -121,13 +121,14 @@ class _Activations:
     def __init__(self, model: Decoder, sequences: Sequence[Sequence[int]]) -> None:
         lengths = [len(s) for s in sequences]
         pos_N = torch.cat([torch.arange(n) for n in lengths])
-        self.attend = Segments(lengths)
+        ids_N = torch.tensor([t for s in sequences for t in s])
+        self.attend = Segments(lengths, prefix=prefixes(model.spec, ids_N, lengths))
         self.angles = model.angles(pos_N, self.attend)
         embedded: list[Tensor] = []
         # what enters the first block, whatever the family adds to the embedding
         handle = model.blocks[0].register_forward_pre_hook(lambda _, args: embedded.append(args[0]))
         try:
-            model(torch.tensor([t for s in sequences for t in s]), pos_N, self.attend)
+            model(ids_N, pos_N, self.attend)
         finally:
             handle.remove()
         self.hidden_ND = embedded[0]

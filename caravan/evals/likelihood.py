@@ -16,7 +16,7 @@ from caravan.algos.logprobs import token_logprobs
 from caravan.data.pack import lm_batch
 from caravan.data.render import Rendered
 from caravan.kernels.attention import Segments
-from caravan.model.decoder import Decoder
+from caravan.model.decoder import Decoder, prefixes
 from caravan.model.heads import RewardModel
 from caravan.types import Batch
 
@@ -55,7 +55,8 @@ def _batch(sequences: Sequence[Scored], device: torch.device) -> tuple[Batch, Te
 
 
 def _hidden(model: Decoder, batch: Batch) -> Tensor:
-    return model(batch.ids_N, batch.pos_N, Segments(batch.lengths, batch.ids_N.device))
+    prefix = prefixes(model.spec, batch.ids_N, batch.lengths)
+    return model(batch.ids_N, batch.pos_N, Segments(batch.lengths, batch.ids_N.device, prefix))
 
 
 def _device(model: torch.nn.Module) -> torch.device:

@@ -22,7 +22,7 @@ from caravan.algos.lm import cross_entropy
 from caravan.algos.optim import OptimConfig, Optimiser, layout
 from caravan.kernels.attention import Segments
 from caravan.model.checkpoint import wide_names
-from caravan.model.decoder import Decoder
+from caravan.model.decoder import Decoder, prefixes
 from caravan.model.ffn.glu import GLU
 from caravan.model.ffn.moe import Mixture, balance_loss
 from caravan.model.mixers.attn import Attention
@@ -188,7 +188,8 @@ def lm_loss(model: Decoder, batch: Batch, normaliser: float, z_loss: float = 0.0
     A mixture of experts adds its load-balancing loss, weighted as the tokens of this batch are in the step.
     """
     batch = to_device(batch, model.embed.weight.device)
-    attend = Segments(batch.lengths, batch.ids_N.device)
+    prefix = prefixes(model.spec, batch.ids_N, batch.lengths)
+    attend = Segments(batch.lengths, batch.ids_N.device, prefix)
     hidden_ND = model(batch.ids_N, batch.pos_N, attend)
     one = cross_entropy(
         hidden_ND,
