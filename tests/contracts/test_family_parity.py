@@ -283,6 +283,27 @@ def test_it_compiles_into_one_graph(made: Made) -> None:
     assert error(got, want) < made.case.tolerance
 
 
+@pytest.mark.slow
+def test_training_compiles_into_one_graph(made: Made) -> None:
+    """Forward and backward, for the cases whose gradients are compared."""
+    if not made.case.gradients:
+        pytest.skip("one case per mixer")
+    skip_unless(made.case.compile, "compile")
+    model = (made.case.load or checkpoint.load_model)(made.folder)
+    lengths = (made.ids_BT.shape[1],) * 2
+    flat_logits(model, made.ids_BT.flatten(), lengths).square().mean().backward()
+    want = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    torch._dynamo.reset()
+    ids, pos = made.ids_BT.flatten(), torch.arange(lengths[0]).repeat(2)
+    compiled = torch.compile(model, fullgraph=True, dynamic=False, backend="aot_eager")
+    model.logits(compiled(ids, pos, Segments(lengths))).square().mean().backward()
+    for name, p in model.named_parameters():
+        assert (p.grad is None) == (name not in want), name
+        if p.grad is not None:
+            assert error(p.grad, want[name]) < 1e-4, name
+
+
 # ------------------------------------------------------------------------------------- the whole folder
 
 
