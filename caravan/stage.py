@@ -1,7 +1,8 @@
 """A stage is a module: Config, INPUTS, OUTPUT, USES, VERSION and run(). This file finds and executes stages.
 
     Config   frozen keyword-only dataclass with a sentence under each field
-    INPUTS   role -> kind; "model|reward" is either, a trailing "?" makes the role optional
+    INPUTS   role -> kind; "model|reward" is either, a trailing "?" makes the role optional,
+             a trailing "+" lets it be given more than once (then `series` reads it)
     OUTPUT   kind of what comes out
     USES     config field -> registry folder it names a module of ("algos/rl"); its VERSION enters the key
     VERSION  raised by hand when the same question should get a new answer
@@ -24,7 +25,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -64,6 +65,8 @@ class Runtime:
     """Steps between checkpoints, instead of seconds."""
     strict: bool = False
     """Stop at the first malformed line instead of putting it into quarantine."""
+    engine: str = "processes"
+    """What maps work over batches of data: processes of this machine, or `ray` (a cluster)."""
     report: Callable[..., None] = _quiet
     """report(done, total, unit, **numbers) shows progress; cheap enough for every step."""
 
@@ -147,11 +150,32 @@ def summary(path: Path) -> str:
 
 def kinds(spec: str) -> tuple[str, ...]:
     """The kinds a role takes: "model|reward?" gives ("model", "reward")."""
-    return tuple(spec.removesuffix("?").split("|"))
+    return tuple(spec.rstrip("?+").split("|"))
 
 
 def optional(spec: str) -> bool:
     return spec.endswith("?")
+
+
+def many(spec: str) -> bool:
+    """Whether a role takes several artefacts: `shards`, then `shards.2`, `shards.3`, ..."""
+    return spec.endswith("+")
+
+
+def role_of(key: str) -> str:
+    """The role of an input: `shards.2` is the second of `shards`."""
+    return key.partition(".")[0]
+
+
+def listed(role: str, artefacts: Sequence[Artefact]) -> dict[str, Artefact]:
+    """Several artefacts of one role as inputs."""
+    return {role if k == 1 else f"{role}.{k}": art for k, art in enumerate(artefacts, 1)}
+
+
+def series(inputs: Mapping[str, Artefact], role: str) -> list[Artefact]:
+    """The artefacts of a role, in the order given."""
+    found = [key for key in inputs if role_of(key) == role]
+    return [inputs[key] for key in sorted(found, key=lambda key: (len(key), key))]
 
 
 def ask(name: str, cfg: Any, inputs: Mapping[str, Artefact | None]) -> Question:
@@ -249,19 +273,16 @@ def _agree(then: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
 
 def _check_inputs(name: str, roles: Mapping[str, str], given: Mapping[str, Artefact]) -> None:
     for role in given:
-        if role not in roles:
+        if role not in roles and not many(roles.get(role_of(role), "")):
             raise UserError(f"{name} takes no `{role}`", config.nearest(role, list(roles)))
     for role, spec in roles.items():
-        if role not in given:
-            if not optional(spec):
-                raise UserError(
-                    f"{name} needs `{role}`: an artefact of kind {' or '.join(kinds(spec))}", how(spec)
-                )
-        elif given[role].kind not in kinds(spec):
+        if role not in given and not optional(spec):
             wanted = " or ".join(kinds(spec))
-            raise UserError(
-                f"{name} needs a {wanted} as `{role}`, and {given[role].ref} is not one", how(spec)
-            )
+            raise UserError(f"{name} needs `{role}`: an artefact of kind {wanted}", how(spec))
+        for art in series(given, role):
+            if art.kind not in kinds(spec):
+                wanted = " or ".join(kinds(spec))
+                raise UserError(f"{name} needs a {wanted} as `{role}`, and {art.ref} is not one", how(spec))
 
 
 def how(spec: str) -> str:

@@ -40,6 +40,7 @@ RUNTIME = {
     "threads": ("INT", "Threads for tensor work. (default: torch's choice)"),
     "save_seconds": ("FLOAT", "Seconds between checkpoints. (default: 60)"),
     "save_steps": ("INT", "Steps between checkpoints, instead of seconds."),
+    "engine": ("processes|ray", "Who works on batches of data: processes here, or a Ray cluster."),
     "strict": ("", "Stop at the first malformed line instead of putting it into quarantine."),
     "output": ("DIR", "Copy the result to this new folder as well."),
     "name": ("NAME", "Give the result a name that serves as its reference."),
@@ -109,6 +110,7 @@ def page(command: str, path: Path) -> str:
         lines += ["inputs: a reference, a name, a path or hf:ORG/NAME"]
         for role, spec in roles.items():
             kinds = " or ".join(stage.kinds(spec)) + (" (optional)" if stage.optional(spec) else "")
+            kinds += " (may be given more than once)" if stage.many(spec) else ""
             lines += _flag(role, "REF", f"{kinds}: {stage.how(spec)}.")
         lines += [f"output: {stage.literal(path, 'OUTPUT')}", ""]
     lines += ["settings"]

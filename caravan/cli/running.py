@@ -24,7 +24,7 @@ NO_VALUE = ("strict",)
 def stage_command(name: str, words: Sequence[str]) -> int:
     """`caravan STAGE --role REF --field value`: prints the reference of what came out."""
     roles: Mapping[str, str] = stage.literal(stage.source("stages", name), "INPUTS") or {}
-    taken, rest = take(words, [*roles, *RUNTIME])
+    taken, rest = take(words, [*roles, *RUNTIME], [role for role, spec in roles.items() if stage.many(spec)])
     for role, spec in roles.items():
         if role not in taken and not stage.optional(spec):
             kinds = " or ".join(stage.kinds(spec))
@@ -37,9 +37,9 @@ def stage_command(name: str, words: Sequence[str]) -> int:
         store.check_name(taken["name"])
 
     inputs = {
-        role: resolve(store, taken[role], spec, _maker(store, rt))
-        for role, spec in roles.items()
-        if role in taken
+        key: resolve(store, text, roles[stage.role_of(key)], _maker(store, rt))
+        for key, text in taken.items()
+        if stage.role_of(key) in roles
     }
     art = progress.execute(store, name, cfg, inputs, rt)
     if stage.rank() > 0:
@@ -82,8 +82,13 @@ def _maker(store: Store, rt: stage.Runtime) -> Make:
     return make
 
 
-def take(words: Sequence[str], flags: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-    """Split off `--flag value` and `--flag=value` for these flags; the rest stays in order."""
+def take(
+    words: Sequence[str], flags: Sequence[str], many: Sequence[str] = ()
+) -> tuple[dict[str, str], list[str]]:
+    """Split off `--flag value` and `--flag=value` for these flags; the rest stays in order.
+
+    The second value of a flag in `many` is taken as `flag.2`, the third as `flag.3`.
+    """
     taken: dict[str, str] = {}
     rest: list[str] = []
     queue = list(words)
@@ -100,6 +105,8 @@ def take(words: Sequence[str], flags: Sequence[str]) -> tuple[dict[str, str], li
             if not queue or queue[0].startswith("--"):
                 raise UserError(f"`{head}` needs a value", f"write `{head} VALUE`")
             value = queue.pop(0)
+        if flag in taken and flag in many:
+            flag = f"{flag}.{sum(stage.role_of(key) == flag for key in taken) + 1}"
         if flag in taken:
             raise UserError(f"`{head}` is given twice", "keep one")
         taken[flag] = value
@@ -114,6 +121,10 @@ def runtime(taken: Mapping[str, str]) -> stage.Runtime:
     for flag, kind in (("threads", int), ("save_steps", int), ("save_seconds", float)):
         if flag in taken:
             given[flag] = _number(flag, taken[flag], kind)
+    if "engine" in taken:
+        if taken["engine"] not in ("processes", "ray"):
+            raise UserError(f"`--engine {taken['engine']}` is unknown", "one of processes, ray")
+        given["engine"] = taken["engine"]
     if "strict" in taken:
         given["strict"] = taken["strict"].lower() in ("true", "yes", "on", "1")
     return stage.Runtime(**given)

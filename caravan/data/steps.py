@@ -15,26 +15,17 @@ one place and in the order of arrival.
 
 from __future__ import annotations
 
-import itertools
-import multiprocessing
-import os
-import signal
-import sys
-import threading
-import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 from caravan.data.clean import Rejection
-from caravan.types import Document, UserError
+from caravan.data.pool import mapped, workers
+from caravan.types import Document
+
+__all__ = ["Item", "Step", "Steps", "batches", "item_batches", "mapped", "workers"]
 
 A = TypeVar("A")
-B = TypeVar("B")
-_ATTEMPTS = 3
 
 
 @dataclass(slots=True)
@@ -89,79 +80,3 @@ def batches(items: Iterable[A], size: Callable[[A], int], most: int = 1 << 20) -
 def item_batches(items: Iterable[Item], most: int = 1 << 20) -> Iterator[list[Item]]:
     """Batches of about a million characters."""
     return batches(items, lambda item: len(item.document.text), most)
-
-
-def workers(threads: int | None) -> int:
-    """Processes to use: what was asked for, else one for every core we may run on."""
-    if threads:
-        return threads
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def mapped(work: Callable[[A], B], batches: Iterable[A], workers: int) -> Iterator[B]:
-    """work(batch) of every batch, in order, in `workers` processes (1: in this one).
-
-    At most two batches per process are on their way, so memory does not grow with the data. A process that
-    dies is replaced and its batches are done again; if that happens three times, UserError.
-    """
-    batches = iter(batches)
-    head = list(itertools.islice(batches, 2))
-    if workers <= 1 or len(head) < 2:  # starting processes for one batch would cost more than it
-        yield from map(work, itertools.chain(head, batches))
-        return
-    # A forked worker shares the tables already built, and needs no __main__ that can be imported again.
-    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-    pool = _pool(workers, context)
-    window: deque[tuple[A, Future[B]]] = deque()
-    died = 0
-    try:
-        for batch in itertools.chain(head, batches):
-            window.append((batch, pool.submit(work, batch)))
-            while len(window) > 2 * workers:
-                done, pool, died = _next(work, window, pool, workers, context, died)
-                yield done
-        while window:
-            done, pool, died = _next(work, window, pool, workers, context, died)
-            yield done
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _next(
-    work: Callable[[A], B], window: deque[tuple[A, Future[B]]], pool: ProcessPoolExecutor, workers: int,
-    context: Any, died: int,
-) -> tuple[B, ProcessPoolExecutor, int]:  # fmt: skip
-    """The oldest result; should a process have died, everything on its way is sent to a new pool first."""
-    while True:
-        try:
-            result = window[0][1].result()
-            window.popleft()
-            return result, pool, died
-        except BrokenProcessPool as error:
-            died += 1
-            pool.shutdown(wait=True, cancel_futures=True)
-            if died >= _ATTEMPTS:
-                raise UserError(
-                    f"a worker process died {died} times, perhaps for want of memory",
-                    "try fewer with --threads",
-                ) from error
-            pool = _pool(workers, context)
-            for _ in range(len(window)):
-                batch, _old = window.popleft()
-                window.append((batch, pool.submit(work, batch)))
-
-
-def _pool(workers: int, context: Any) -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(workers, context, initializer=_settle, initargs=(os.getpid(),))
-
-
-def _settle(parent: int, poll_seconds: float = 1.0) -> None:
-    """In a worker: leave Ctrl-C to the parent, and do not outlive it should it be killed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(poll_seconds)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()

@@ -55,7 +55,11 @@ class Caravan:
         roles = stage.load("stages", name).INPUTS
 
         def call(**given: Any) -> Artefact:
-            inputs = {key: value for key, value in given.items() if key in roles}
+            inputs: dict[str, Artefact | None] = {}
+            for key, value in given.items():
+                if key not in roles:
+                    continue
+                inputs |= stage.listed(key, value) if isinstance(value, list | tuple) else {key: value}
             settings = {key: value for key, value in given.items() if key not in roles}
             return self.run(name, inputs, settings)
 

@@ -21,7 +21,7 @@ from caravan.types import Document, UserError
 INPUTS = {"raw": "raw"}
 OUTPUT = "corpus"
 USES: dict[str, str] = {}
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,7 @@ class Config:
     repetition: bool = True
     """Remove documents that repeat lines or word n-grams too much (Gopher's limits; not for source code)."""
     near_duplicates: float = 0.75
-    """Remove a document whose 5-grams agree with an earlier one's to at least this share; 0 keeps near
+    """Remove a document whose 5-grams agree with a longer one's to at least this share; 0 keeps near
     duplicates."""
     languages: tuple[str, ...] = ()
     """Keep these languages only (zh, en, latin, code, ...; by script); empty keeps all."""
@@ -52,23 +52,25 @@ def run(cfg: Config, inputs: Mapping[str, Artefact], out: Path, rt: Runtime) -> 
     chosen: dict[str, str] = {}
     tally = _Tally()
     spool = records.Spool(rt.work / "clean.jsonl")
-    signatures: list[np.ndarray] = []
+    near = _Near(rt.work, cfg.near_duplicates) if cfg.near_duplicates else None
     known: set[bytes] = set()
     read = _read(root, quarantine, limits, chosen, tally)
     with records.packed_writer(out / "removed.jsonl.zst") as removed:
-        for batch in steps.mapped(judged(cfg), steps.item_batches(read), steps.workers(rt.threads)):
+        for batch in steps.mapped(
+            judged(cfg), steps.item_batches(read), steps.workers(rt.threads), rt.engine
+        ):
             for item, verdict in batch:
                 verdict = verdict or _exact(item, known)
                 if verdict is None:
                     spool.add(records.dump(item.document), item.found["digest"], item.split)
-                    if cfg.near_duplicates:
-                        signatures.append(item.found["signature"])
+                    if near:
+                        near.add(item)
                 else:
                     tally.note(item.document, verdict)
                     removed.write(records.dump_removed(item.document, verdict))
             tally.judged += len(batch)
             rt.report(tally.judged, 0, "documents")
-        drop = dedup.near_duplicates(signatures, cfg.near_duplicates) if cfg.near_duplicates else {}
+        drop = near.found() if near else {}
         kept = _write(cfg, out, spool, drop, tally, removed)
     if not kept["train"]:
         raise UserError(
@@ -157,18 +159,50 @@ class _Shingles:
     name = "repetition"
 
     def __call__(self, items: Sequence[Item]) -> list[Rejection | None]:
-        return [self._judge(item) for item in items]
+        verdicts = [self._judge(item) if self.repetition else None for item in items]
+        if self.signature:
+            for item, row in zip(items, dedup.signatures([i.document.text for i in items]), strict=True):
+                item.found["signature"] = row
+        return verdicts
 
     def _judge(self, item: Item) -> Rejection | None:
         text, lang = item.document.text, item.document.lang
-        unspaced = lang in clean.UNSPACED
-        words = [] if unspaced else clean.WORD.findall(text.lower())
-        units = dedup.char_hashes(text) if unspaced else _HASHES(words)
-        if self.repetition and (rejection := clean.repetition(text, words, units, lang)):
-            return rejection
-        if self.signature:
-            item.found["signature"] = dedup.signature(units)
-        return None
+        words = [] if lang in clean.UNSPACED else clean.WORD.findall(text.lower())
+        return clean.repetition(text, words, _HASHES(words), lang)
+
+
+class _Near:
+    """Near duplicates among the documents that came through; signatures lie on disk."""
+
+    def __init__(self, folder: Path, similarity: float) -> None:
+        self._found = dedup.NearDuplicates(folder, dedup.Setting(similarity=similarity), 256 << 20)
+        self._ranks = dedup.Ranks()
+        self._ids: list[str] = []
+        self._waiting: list[Item] = []
+
+    def add(self, item: Item) -> None:
+        self._ids.append(item.document.id)
+        self._waiting.append(item)
+        if len(self._waiting) == 256:
+            self._flush()
+
+    def _flush(self) -> None:
+        if not self._waiting:
+            return
+        self._found.add(np.stack([item.found["signature"] for item in self._waiting]))
+        for item in self._waiting:
+            hashed = int(item.found["digest"][:16], 16)
+            self._ranks.add([hashed], [len(item.document.text)], item.split == "heldout")
+        self._waiting.clear()
+
+    def found(self) -> dict[int, str]:
+        """Place of a document to drop -> id of the one that stays."""
+        self._flush()
+        links = dedup.Links(len(self._ids))
+        self._found.link(self._ranks, links)
+        copies, stays = links.clusters(self._ranks)
+        self._found.close()
+        return {c: self._ids[k] for c, k in zip(copies.tolist(), stays.tolist(), strict=True)}
 
 
 def _exact(item: Item, known: set[bytes]) -> Rejection | None:
@@ -206,7 +240,7 @@ def _read(
 
 
 def _write(
-    cfg: Config, out: Path, spool: records.Spool, drop: Mapping[int, int], tally: _Tally, removed: Any
+    cfg: Config, out: Path, spool: records.Spool, drop: Mapping[int, str], tally: _Tally, removed: Any
 ) -> dict[str, int]:
     """Everything that stays, to its split; what an earlier document resembles, to the removed ones."""
     kept = {"train": 0, "heldout": 0, "train_bytes": 0, "heldout_bytes": 0}
@@ -217,9 +251,7 @@ def _write(
         for index, (split, line) in enumerate(spool.split(cfg.heldout_share)):
             document = Document(**orjson.loads(line))
             if index in drop:
-                rejection = Rejection(
-                    "near_duplicate", f"resembles document {drop[index]} of those kept before"
-                )
+                rejection = Rejection("near_duplicate", f"resembles {drop[index]}, which stays")
                 tally.note(document, rejection)
                 removed.write(records.dump_removed(document, rejection))
                 continue

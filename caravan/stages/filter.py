@@ -90,7 +90,7 @@ def _measured(
                 raise UserError(f"the rules need `{name}`", measure.how(name))
         again = measure.document_batches(records.read_documents(path))
         work = measure.Measure(signals.families_of(sift.needed))
-        yield from zip(texts, steps.mapped(work, again, steps.workers(rt.threads)), strict=True)
+        yield from zip(texts, steps.mapped(work, again, steps.workers(rt.threads), rt.engine), strict=True)
         return
     rows: measure.Reader | None = None
     for documents in texts:

@@ -50,7 +50,9 @@ def run(cfg: Config, inputs: Mapping[str, Artefact], out: Path, rt: Runtime) -> 
     for kind, role in ((1, "positive"), (0, "negative")):
         limit = _limit(inputs[role], cfg.documents)
         found = list(
-            steps.mapped(_Features(cfg.chars), _batches(inputs[role], limit), steps.workers(rt.threads))
+            steps.mapped(
+                _Features(cfg.chars), _batches(inputs[role], limit), steps.workers(rt.threads), rt.engine
+            )
         )
         names = [d.id for batch in _batches(inputs[role], limit) for d in batch]
         parts += found

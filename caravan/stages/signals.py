@@ -41,7 +41,7 @@ def run(cfg: Config, inputs: Mapping[str, Artefact], out: Path, rt: Runtime) -> 
     for split in records.SPLITS:
         texts = _batches(corpus, split)
         with measure.Writer(out / f"{split}.parquet") as writer:
-            for table in steps.mapped(work, _batches(corpus, split), workers):
+            for table in steps.mapped(work, _batches(corpus, split), workers, rt.engine):
                 if perplexity:
                     table[measure.PERPLEXITY] = perplexity(next(texts))
                 writer.write(table)

@@ -113,11 +113,22 @@ def test_a_stage_run_gives_its_reference_on_stdout(run: Run, tmp_path: Path) -> 
 
 def test_run_flags_change_no_answer(run: Run, tmp_path: Path) -> None:
     plain = run(COUNT, "--raw", "text.txt").ref
-    flags = ("--threads", "2", "--device=cpu", "--save-seconds", "0.5", "--save-steps", "3", "--strict")
+    flags = (
+        "--threads",
+        "2",
+        "--device=cpu",
+        "--save-seconds",
+        "0.5",
+        "--save-steps",
+        "3",
+        "--strict",
+        "--engine=ray",
+    )
     other = run(COUNT, "--raw", "text.txt", *flags, "--store", str(tmp_path / "other"))
     assert other.ref == plain
     runtime = Store(tmp_path / "other").open(plain).manifest["runtime"]
-    assert runtime == {"device": "cpu", "threads": 2, "save_seconds": 0.5, "save_steps": 3, "strict": True}
+    saves = {"save_seconds": 0.5, "save_steps": 3}
+    assert runtime == {"device": "cpu", "threads": 2, **saves, "strict": True, "engine": "ray"}
 
 
 def test_only_the_first_of_several_ranks_speaks(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
