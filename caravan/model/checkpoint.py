@@ -19,9 +19,10 @@ from torch import Tensor, nn
 
 from caravan.model import families, rules
 from caravan.model.decoder import Decoder
+from caravan.model.filling import fill
 from caravan.model.heads import PooledHead, RewardModel, ScoreHead
 from caravan.model.spec import Spec
-from caravan.model.tensors import TensorFolder, write_json, write_tensors
+from caravan.model.tensors import Renamed, TensorFolder, write_json, write_tensors
 from caravan.types import UserError
 
 TOKENIZER_FILES = (
@@ -111,9 +112,8 @@ def _tied_head(
     head, stem = (_stored(table, target, tensors) for target in ("head", "embed"))
     if head is None:
         return config, spec, tensors
-    rest = {key: tensors[key] for key in tensors if key != head}
-    if stem is not None and torch.equal(rest[stem], tensors[head]):
-        return config, spec, rest
+    if stem is not None and torch.equal(tensors[stem], tensors[head]):
+        return config, spec, Renamed(tensors, keys=[key for key in tensors if key != head])
     import warnings
 
     warnings.warn(f"{folder}: {head} differs from the embedding although tied; loaded untied", stacklevel=3)
@@ -140,30 +140,33 @@ def _build(
 ) -> Decoder:
     """The model of a folder; a classifier's `head` is filled as well, in fp32."""
     family = _family(config, folder)
-    with torch.device("meta"):
-        model = getattr(family, "MODULE", Decoder)(spec, str(config["model_type"]), dict(config))
-    shapes = {name: tuple(p.shape) for part in (model, head) if part for name, p in part.named_parameters()}
+    model = _empty(family, config, spec, folder)
+    shapes = {name: p.shape for part in (model, head) if part for name, p in part.named_parameters()}
     table = rules.of(family)
     steps = rules.plan(table, spec, shapes)
     kept = rules.beside(getattr(family, "KEPT", ""), steps, table, tensors.keys())
-    loaded, model.bare = rules.load(table, steps, tensors.keys() - kept, tensors.__getitem__, str(folder))
-    model.kept = {key: tensors[key].clone() for key in sorted(kept)}
+    sources, model.bare = rules.assign(table, steps, tensors.keys() - kept, str(folder))
     wide = wide_names(model) | ({name for name, _ in head.named_parameters()} if head is not None else set())
-    for step in steps:
-        if tuple(loaded[step.target].shape) != shapes[step.target]:
-            raise UserError(
-                f"{folder}: '{step.sources[0]}' makes {step.target} of shape "
-                f"{tuple(loaded[step.target].shape)}, config.json says {shapes[step.target]}",
-                "config.json does not belong to these weights",
-            )
-        # contiguous and owned: safetensors hands out views of a mapped file
-        kind = torch.float32 if step.target in wide else dtype
-        loaded[step.target] = loaded[step.target].to(device=device, dtype=kind, copy=True).contiguous()
+    kinds = {name: torch.float32 if name in wide else dtype for name in shapes}
+    loaded = fill(steps, sources, tensors, shapes, kinds, device, str(folder))
+    model.kept = {key: tensors[key].clone() for key in sorted(kept)}
     for name, p in head.named_parameters() if head is not None else ():
         p.data.copy_(loaded.pop(name))
     model.load_state_dict(loaded, strict=True, assign=True)
     model.config.pop("quantization_config", None)
     return model
+
+
+def _empty(family: Any, config: Mapping[str, Any], spec: Spec, folder: Path | str) -> Decoder:
+    """The module without memory."""
+    try:
+        with torch.device("meta"):
+            return getattr(family, "MODULE", Decoder)(spec, str(config["model_type"]), dict(config))
+    except (RuntimeError, OverflowError) as error:  # sizes whose product no machine can count
+        raise UserError(
+            f"{folder}/config.json describes no model that could be: {str(error).splitlines()[0]}",
+            "the file was edited or damaged",
+        ) from None
 
 
 def wide_names(model: nn.Module) -> set[str]:
@@ -296,13 +299,14 @@ def load_reward(
             raise UserError(f"{folder} tells {model.score.count} labels apart", "a reward has one label")
         return model
     spec = replace(_family(config, folder).spec(config), head=False)
-    tensors = dict(read_tensors(folder, config))
+    tensors = read_tensors(folder, config)
     if "score.weight" not in tensors:
         raise UserError(
             f"{folder} has no 'score.weight'",
             "a reward model is wanted here: train one with `caravan reward`",
         )
-    score = tensors.pop("score.weight")
+    score = tensors["score.weight"]
+    tensors = Renamed(tensors, keys=[key for key in tensors if key != "score.weight"])
     if tuple(score.shape) != (1, spec.out_dim):
         raise UserError(
             f"{folder}: 'score.weight' has shape {tuple(score.shape)}, wanted (1, {spec.out_dim})"

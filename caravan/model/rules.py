@@ -299,11 +299,22 @@ def load(
 
     Raises UserError naming the key when the file lacks a tensor or has one that nothing asks for.
     """
+    assigned, bare = assign(table, steps, keys, where)
+    pairs = zip(steps, assigned, strict=True)
+    return {step.target: forwards([read(s) for s in sources], step) for step, sources in pairs}, bare
+
+
+def assign(
+    table: Table, steps: list[Step], keys: Collection[str], where: str
+) -> tuple[list[tuple[str, ...]], bool]:
+    """The keys of the file that each step reads; also whether the file lacked the optional prefix. Raises as
+    `load` does."""
     present = set(keys)
     bare = bool(table.prefix) and not any(key.startswith(table.prefix) for key in present)
-    result, used = {}, set()
+    result: list[tuple[str, ...]] = []
+    used: set[str] = set()
     for step in steps:
-        sources = [s.removeprefix(table.prefix) if bare else s for s in step.sources]
+        sources = tuple(s.removeprefix(table.prefix) if bare else s for s in step.sources)
         for source in sources:
             if source not in present:
                 raise UserError(
@@ -311,7 +322,7 @@ def load(
                     "config.json does not describe these weights, or the download is incomplete",
                 )
         used.update(sources)
-        result[step.target] = forwards([read(s) for s in sources], step)
+        result.append(sources)
     extra = sorted(key for key in present - used if not table.dropped(key))
     if extra:
         more = f" and {len(extra) - 1} more" if len(extra) > 1 else ""
