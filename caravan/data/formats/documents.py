@@ -1,6 +1,7 @@
-"""Documents: one {text} per record (jsonl, json, parquet), with optional id, source, lang.
+"""Documents: one {text} per record (jsonl, json, parquet, arrow, csv), with optional id, source, lang.
 
-`content` and `raw_content` are read as `text` where there is none.
+Where there is no `text`, a column of one of the other usual names is read, in any case of letters; else the
+only column that holds text, if there is just one besides ids, addresses, dates and the like.
 """
 
 from __future__ import annotations
@@ -13,19 +14,46 @@ from caravan.data.formats._files import Bad, id_of, reader, source_of
 from caravan.types import Document
 
 KINDS = ("corpus",)
-KEYS = ("text", "content", "raw_content")
+KEYS = (
+    "text",
+    "content",
+    "raw_content",
+    "body",
+    "page_content",
+    "article",
+    "document",
+    "full_text",
+    "plain_text",
+)
+_ABOUT = frozenset((
+    "id", "_id", "uid", "uuid", "doc_id", "docid", "url", "uri", "link", "source", "src", "lang",
+    "language", "date", "time", "timestamp", "created", "author", "title", "name", "file", "filename",
+    "path", "license", "licence", "dataset", "domain", "split", "meta", "metadata", "hash", "digest",
+    "category", "label", "tag", "type", "format", "version", "dump", "warc_id",
+))  # fmt: skip
 
 
 def detect(sample: dict[str, Any] | bytes, path: Path) -> str | None:
-    if isinstance(sample, dict):
-        for key in KEYS:
-            if isinstance(sample.get(key), str):
-                return f"records hold a text under {key!r}"
-    return None
+    if not isinstance(sample, dict) or (key := key_of(sample)) is None:
+        return None
+    known = key.lower() in KEYS
+    return f"records hold a text under {key!r}" if known else f"{key!r} is the only column that holds text"
+
+
+def key_of(row: dict[str, Any]) -> str | None:
+    """The field that holds a record's text."""
+    for key in KEYS:
+        if isinstance(row.get(key), str):
+            return key
+    texts = [k for k, v in row.items() if isinstance(v, str) and k.lower() not in _ABOUT]
+    named = [k for k in texts if k.lower() in KEYS]
+    if named:
+        return min(named, key=lambda k: KEYS.index(k.lower()))
+    return texts[0] if len(texts) == 1 and len(row[texts[0]].split()) > 1 else None
 
 
 def convert(row: dict[str, Any], kind: str) -> Iterator[Document]:
-    key = next((k for k in KEYS if isinstance(row.get(k), str)), None)
+    key = key_of(row)
     if key is None:
         raise Bad("a text under 'text'")
     lang = row.get("lang", row.get("language"))
