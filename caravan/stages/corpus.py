@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import orjson
 
-from caravan.data import clean, dedup, formats, records, steps
+from caravan.data import clean, dedup, extract, formats, records, steps
 from caravan.data.clean import Rejection
 from caravan.data.steps import Item
 from caravan.stage import Runtime
@@ -43,12 +43,18 @@ class Config:
     """Longer text files become several documents, cut at an empty line (characters)."""
     record_bytes: int = 16 << 20
     """Longer lines are not read but put into quarantine (bytes)."""
+    html: str = "fast"
+    """How web pages become text: fast, accurate or plain (docs/data/extraction.md)."""
 
 
 def run(cfg: Config, inputs: Mapping[str, Artefact], out: Path, rt: Runtime) -> dict[str, Any]:
     root = inputs["raw"].path
     quarantine = records.Quarantine(out / "quarantine.jsonl", root, rt.strict)
-    limits = formats.Limits(record_bytes=cfg.record_bytes, document_chars=cfg.document_chars)
+    extract.usable(cfg.html)
+    limits = formats.Limits(
+        record_bytes=cfg.record_bytes, document_chars=cfg.document_chars, html=cfg.html,
+        workers=steps.workers(rt.threads),
+    )  # fmt: skip
     chosen: dict[str, str] = {}
     tally = _Tally()
     spool = records.Spool(rt.work / "clean.jsonl")
