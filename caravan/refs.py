@@ -24,7 +24,7 @@ def resolve(store: Store, text: str, spec: str, make: Make) -> Artefact:
     """
     kinds = stage.kinds(spec)
     if text.startswith("hf:"):
-        return _from_hub(store, text, kinds)
+        return _from_hub(store, text, kinds, make)
     path = Path(text).expanduser()
     try:
         return store.open(text)
@@ -54,8 +54,14 @@ def _from_path(store: Store, path: Path, kinds: tuple[str, ...], make: Make) -> 
     raise UserError(f"{path} cannot become a {' or '.join(kinds)} by itself", stage.how("|".join(kinds)))
 
 
-def _from_hub(store: Store, text: str, kinds: tuple[str, ...]) -> Artefact:
+def _from_hub(store: Store, text: str, kinds: tuple[str, ...], make: Make) -> Artefact:
     models = [k for k in kinds if k in outside.MODEL_KINDS]
+    if not models and (maker := "raw" if "raw" in kinds else next(filter(None, map(_maker, kinds)), None)):
+        from caravan.data import hub as data_hub
+
+        with data_hub.fetched(text) as folder:
+            raw = store.add(folder)
+        return raw if maker == "raw" else make(maker, raw)
     if not models:
         raise UserError(f"a {' or '.join(kinds)} cannot come from the Hub", stage.how("|".join(kinds)))
     from caravan.model import hub

@@ -181,7 +181,7 @@ def test_names_are_references(run: Run) -> None:
         (("--raw", "text.txt", "--device", "gpu"), "`--device gpu`", "cuda"),
         (("--raw", "text.txt", "--smooth.kind", "x"), "'add', 'none'", "--help"),
         (("--raw", "text.txt", "--extra", "model/1234"), "there is no `model/1234`", "caravan ls"),
-        (("--raw", "hf:org/name"), "a raw cannot come from the Hub", "give a file"),
+        (("--raw", "hf:a/b/c"), "is not a data set's Hub id", "write hf:ORG/NAME"),
         (("text.txt", "--raw", "text.txt"), "`text.txt` stands alone", "--name value"),
     ],
 )
