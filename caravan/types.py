@@ -39,11 +39,33 @@ class Document:
 
 
 @dataclass(frozen=True, slots=True)
+class ToolCall:
+    """One call of a tool, as the assistant writes it."""
+
+    name: str
+    arguments: str
+    """A JSON object, as text."""
+    id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Message:
-    """One turn of a conversation; `content` is plain text and never trusted to hold special tokens."""
+    """One turn of a conversation; `content` is plain text and never trusted to hold special tokens.
+
+    The other fields are empty but in conversations with tools.
+    """
 
     role: str
     content: str
+    tool_calls: tuple[ToolCall, ...] = ()
+    """What an assistant turn calls, behind its content."""
+    name: str = ""
+    """Of a tool turn: the tool that answers."""
+    tool_call_id: str = ""
+    """Of a tool turn: the call it answers; empty: the oldest one open."""
+    tools: tuple[str, ...] = ()
+    """Of a system turn (its content may be empty): the tools there are, each a JSON object as text,
+    `{"type": "function", "function": {"name", "description", "parameters"}}`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +105,18 @@ class Ranking:
             for j, worse in enumerate(self.responses):
                 if self.ranks[i] < self.ranks[j]:
                     yield Preference(self.prompt, better, worse, self.id, self.source)
+
+
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """One answer that somebody called good or bad, with none to compare it with (Ethayarajh et al. 2024,
+    KTO)."""
+
+    prompt: tuple[Message, ...]
+    response: str
+    good: bool
+    id: str = ""
+    source: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ import hashlib
 import io
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,41 @@ import zstandard
 
 from caravan.data.clean import Rejection
 from caravan.data.formats import Problem
-from caravan.types import Conversation, Document, Message, Ranking, UserError
+from caravan.types import Conversation, Document, Labelled, Message, Ranking, ToolCall, UserError
 
 SPLITS = ("train", "heldout")
 
 
-def dump(value: Document | Conversation | Ranking) -> bytes:
-    """One line of JSON."""
-    return orjson.dumps(value, option=orjson.OPT_APPEND_NEWLINE)
+def dump(value: Document | Conversation | Ranking | Labelled) -> bytes:
+    """One line of JSON; messages as `row_of` gives them."""
+    return orjson.dumps(value, _rows, orjson.OPT_APPEND_NEWLINE | orjson.OPT_PASSTHROUGH_DATACLASS)
+
+
+def row_of(message: Message) -> dict[str, Any]:
+    """A message as other programs write it: role and content, and what belongs to tools where there is
+    any."""
+    row: dict[str, Any] = {"role": message.role, "content": message.content}
+    if message.tool_calls:
+        row["tool_calls"] = [
+            {
+                "type": "function",
+                **({"id": call.id} if call.id else {}),
+                "function": {"name": call.name, "arguments": call.arguments},
+            }
+            for call in message.tool_calls
+        ]
+    for key in ("name", "tool_call_id"):
+        if given := getattr(message, key):
+            row[key] = given
+    if message.tools:
+        row["tools"] = [orjson.loads(tool) for tool in message.tools]
+    return row
+
+
+def _rows(value: Any) -> dict[str, Any]:
+    if isinstance(value, Message):
+        return row_of(value)
+    return {field.name: getattr(value, field.name) for field in fields(value)}
 
 
 def dump_removed(document: Document, verdict: Rejection) -> bytes:
@@ -79,8 +107,26 @@ def read_rankings(path: Path) -> Iterator[Ranking]:
         yield Ranking(_messages(r["prompt"]), tuple(r["responses"]), tuple(r["ranks"]), r["id"], r["source"])
 
 
-def _messages(rows: list[dict[str, str]]) -> tuple[Message, ...]:
-    return tuple(Message(m["role"], m["content"]) for m in rows)
+def read_labelled(path: Path) -> Iterator[Labelled]:
+    """Labelled answers of `train.labels.jsonl` or `heldout.labels.jsonl`."""
+    for r in read_lines(path):
+        yield Labelled(_messages(r["prompt"]), r["response"], r["good"], r["id"], r["source"])
+
+
+def _messages(rows: list[dict[str, Any]]) -> tuple[Message, ...]:
+    return tuple(
+        Message(m["role"], m["content"]) if len(m) == 2 else _with_tools(m["role"], m["content"], m)
+        for m in rows
+    )
+
+
+def _with_tools(role: str, content: str, row: dict[str, Any]) -> Message:
+    calls = tuple(
+        ToolCall(c["function"]["name"], c["function"]["arguments"], c.get("id", ""))
+        for c in row.get("tool_calls", ())
+    )
+    tools = tuple(orjson.dumps(tool).decode() for tool in row.get("tools", ()))
+    return Message(role, content, calls, row.get("name", ""), row.get("tool_call_id", ""), tools)
 
 
 def digest_of(*texts: str) -> str:
@@ -160,10 +206,10 @@ class Spool:
         self.path.unlink()
 
 
-def write_splits(out: Path, spool: Spool, heldout_share: float) -> dict[str, int]:
-    """train.jsonl and heldout.jsonl in `out`; how many lines each."""
+def write_splits(out: Path, spool: Spool, heldout_share: float, suffix: str = ".jsonl") -> dict[str, int]:
+    """train.jsonl and heldout.jsonl in `out` (or with another suffix); how many lines each."""
     counts = dict.fromkeys(SPLITS, 0)
-    with open(out / "train.jsonl", "wb") as train, open(out / "heldout.jsonl", "wb") as heldout:
+    with open(out / f"train{suffix}", "wb") as train, open(out / f"heldout{suffix}", "wb") as heldout:
         for name, line in spool.split(heldout_share):
             (train if name == "train" else heldout).write(line)
             counts[name] += 1

@@ -7,16 +7,22 @@ is tokenised apart, behind exactly the ids a server would send. No merge can cro
 How a jinja template of unknown shape is cut into turns: each content is wrapped in two private-use marks,
 inside its outer white space (templates like to trim). Where the marks come out tells untrusted text from the
 template's own, and only the latter may become special tokens.
+
+Tools and calls go to templates that know them (`data/tools.py` writes them into the contents for the
+others). What a call holds is marked like a content; an assistant's calls carry loss, results of tools none.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from caravan.data import template
 from caravan.data.tokenizer import Tokenizer
+from caravan.data.tools import as_text
 from caravan.types import ROLES, Message, UserError
 
 
@@ -39,9 +45,11 @@ def render(messages: Sequence[Message], tok: Tokenizer, generation_prompt: bool 
     """
     ids: list[int] = []
     mask: list[bool] = []
-    marks = _Marks(messages)
-    for text, answer, goes_on in _pieces(messages, marks, tok, generation_prompt):
-        piece, last = _encode(_parts(text, marks, tok, answer), tok, answer, goes_on)
+    messages, tools = _known(messages, tok)
+    marks = _Marks(messages, tools, tok)
+    for text, message, goes_on in _pieces(messages, tools, marks, tok, generation_prompt):
+        answer = message is not None
+        piece, last = _encode(_parts(text, marks, tok, answer), tok, message, goes_on)
         ids += piece
         mask += [answer and at <= last for at in range(len(piece))]
     return Rendered(ids, mask)
@@ -59,20 +67,83 @@ def render_pair(prompt: Sequence[Message], response: str, tok: Tokenizer) -> Ren
 # -- cutting into turns --------------------------------------------------------------------------------------
 
 
-class _Marks:
-    """A start and an end mark per message, of a private-use character that occurs in no content."""
+def _known(messages: Sequence[Message], tok: Tokenizer) -> tuple[Sequence[Message], list[Any] | None]:
+    """The messages and tools as the template knows them: what it does not know is written into contents."""
+    if not any(m.tool_calls or m.tools for m in messages):
+        return messages, None
+    knows_tools, knows_calls = template.knows(tok.chat_template)
+    tools = [json.loads(tool) for m in messages for tool in m.tools] if knows_tools else None
+    texts = as_text(messages, calls=not knows_calls, tools=not knows_tools)
+    return [m for m in texts if m.content.strip() or not m.tools], tools or None
 
-    def __init__(self, messages: Sequence[Message]) -> None:
+
+_HARMLESS = re.compile(r"[\w .,:;!?'()/@#%&*+=~^$-]*")
+
+
+class _Marks:
+    """A start and an end mark per content, of a private-use character that occurs in none.
+
+    Texts inside tools and calls are marked too, unless no special token can be hidden in them (templates
+    compare some, such as the type of a parameter). `k` is the index of the message, for tools their number.
+    """
+
+    def __init__(self, messages: Sequence[Message], tools: Sequence[Any] | None, tok: Tokenizer) -> None:
         used = {c for m in messages for c in m.content if c >= "\U000f0000"}
+        given = [(c.name, json.loads(c.arguments), c.id) for m in messages for c in m.tool_calls]
+        if given or tools:
+            used |= set(json.dumps([given, tools], ensure_ascii=False))
+        used |= {c for m in messages for c in m.name + m.tool_call_id}
         free = next(chr(c) for c in range(0xF0000, 0xFFFFD) if chr(c) not in used)
         self._free = free
-        self.pattern = re.compile(f"{free}([SE])([0-9]+){free}")
+        self._special = tok.special_pattern
+        self._count = 0
+        self.escaped = json.dumps(free)[1:-1]
+        """What some templates make of the character when they write JSON."""
+        self.pattern = re.compile(f"{free}([SE])([0-9]+)(?:\\.[0-9]+)?{free}")
 
     def start(self, k: int) -> str:
         return f"{self._free}S{k}{self._free}"
 
     def end(self, k: int) -> str:
         return f"{self._free}E{k}{self._free}"
+
+    def last(self, k: int, text: str) -> str:
+        """The last end mark of message `k` in a text."""
+        ends = [m for m in self.pattern.finditer(text) if m[1] == "E" and m[2] == str(k)]
+        return ends[-1].group() if ends else self.end(k)
+
+    def mark(self, k: int, text: str) -> str:
+        self._count += 1
+        return f"{self._free}S{k}.{self._count}{self._free}{text}{self._free}E{k}.{self._count}{self._free}"
+
+    def tree(self, k: int, value: Any) -> Any:
+        """A JSON value with its texts marked where they could hold special tokens."""
+        if isinstance(value, dict):
+            return {self.tree(k, key): self.tree(k, inner) for key, inner in value.items()}
+        if isinstance(value, list):
+            return [self.tree(k, inner) for inner in value]
+        if not isinstance(value, str) or (_HARMLESS.fullmatch(value) and not self._special.search(value)):
+            return value
+        return self.mark(k, value)
+
+    def row(self, k: int, message: Message) -> dict[str, Any]:
+        """A message as templates take it."""
+        content = self.wrap(k, message.content) if message.content.strip() or not message.tool_calls else ""
+        row: dict[str, Any] = {"role": message.role, "content": content}
+        if message.tool_calls:  # the name is always marked: the end of the answer is behind it
+            row["tool_calls"] = [
+                {
+                    "type": "function",
+                    **({"id": self.tree(k, call.id)} if call.id else {}),
+                    "function": {
+                        "name": self.mark(k, call.name),
+                        "arguments": self.tree(k, json.loads(call.arguments)),
+                    },
+                }
+                for call in message.tool_calls
+            ]
+        more = {"name": message.name, "tool_call_id": message.tool_call_id}
+        return row | {key: self.tree(k, text) for key, text in more.items() if text}
 
     def wrap(self, k: int, content: str) -> str:
         core = content.strip()
@@ -81,18 +152,24 @@ class _Marks:
 
 
 def _pieces(
-    messages: Sequence[Message], marks: _Marks, tok: Tokenizer, generation_prompt: bool
-) -> Iterator[tuple[str, bool, bool]]:
-    """(marked text, is an answer, follows other text) per piece: prompt, answer, prompt, answer, …"""
+    messages: Sequence[Message],
+    tools: Sequence[Any] | None,
+    marks: _Marks,
+    tok: Tokenizer,
+    generation_prompt: bool,
+) -> Iterator[tuple[str, Message | None, bool]]:
+    """(marked text, the answer it is or None, follows other text) per piece: prompt, answer, prompt, …"""
     for message in messages:
         if message.role not in ROLES:
             raise UserError(
                 f"unknown role {message.role!r} in a conversation", f"roles are {', '.join(ROLES)}"
             )
-    wrapped = [{"role": m.role, "content": marks.wrap(k, m.content)} for k, m in enumerate(messages)]
+    wrapped = [marks.row(k, m) for k, m in enumerate(messages)]
+    marked = marks.tree(len(messages), tools) if tools else None
 
     def filled(count: int, prompt: bool) -> str:
-        return template.fill(tok.chat_template, wrapped[:count], prompt, tok.token_texts)
+        text = template.fill(tok.chat_template, wrapped[:count], prompt, tok.token_texts, marked)
+        return text.replace(marks.escaped, marks.start(0)[0]) if marks.escaped in text else text
 
     answers = [k for k, message in enumerate(messages) if message.role == "assistant"]
     prompts = [(k, filled(k, True)) for k in answers]
@@ -100,13 +177,14 @@ def _pieces(
         prompts.append((len(messages), filled(len(messages), generation_prompt)))
     done, anchor = "", ""
     for turn, (k, prompt) in enumerate(prompts):
-        yield _after(prompt, done, anchor), False, bool(done)
+        yield _after(prompt, done, anchor), None, bool(done)
         if k < len(messages):
             whole = filled(k + 1, False)
             following = prompts[turn + 1][1] if turn + 1 < len(prompts) else whole
-            whole = _kept(whole, following, marks.end(k))
-            yield _answer(whole, prompt, anchor, marks, k), True, True
-            done, anchor = whole, marks.end(k)
+            end = marks.last(k, whole)
+            whole = _kept(whole, following, end)
+            yield _answer(whole, prompt, anchor, marks, k), messages[k], True
+            done, anchor = whole, end
 
 
 def _kept(whole: str, following: str, anchor: str) -> str:
@@ -155,7 +233,7 @@ def _answer(whole: str, prompt: str, anchor: str, marks: _Marks, k: int) -> str:
 
 
 def _encode(
-    parts: list[tuple[str, str]], tok: Tokenizer, answer: bool, goes_on: bool
+    parts: list[tuple[str, str]], tok: Tokenizer, message: Message | None, goes_on: bool
 ) -> tuple[list[int], int]:
     """Ids of one piece, and the index of the last one the model itself writes (-1: none).
 
@@ -163,10 +241,11 @@ def _encode(
     together, as any other tool would; the text of a special token inside it stays text.
     """
     ids: list[int] = []
+    answer = message is not None
     plain = ""
     last = -1
     control = {**tok.special, **dict([tok.turn_stop] if tok.turn_stop else [])}
-    over = next((at for at, (_, kind) in enumerate(parts) if kind == "end"), len(parts))
+    over = max((at for at, (_, kind) in enumerate(parts) if kind == "end"), default=len(parts))
     stops = any(kind == "special" and control[text] in tok.stop_ids for text, kind in parts[over:])
 
     def flush() -> None:
@@ -183,7 +262,12 @@ def _encode(
             ids.append(control[text])
             if answer and at > over and last < 0 and ids[-1] in tok.stop_ids:
                 last = len(ids) - 1
-        elif answer and not stops and last < 0:  # the template ends answers with nothing: we do
+        elif answer and at == over and not stops and last < 0:  # the template ends answers with nothing
+            if message is not None and message.tool_calls:  # and more of the call may follow
+                raise UserError(
+                    "the chat template ends tool calls with no token to stop at",
+                    "choose another one (--template chatml writes calls as text)",
+                )
             flush()
             stop = tok.end_of_turn if tok.end_of_turn is not None else tok.eos
             ids.extend([] if stop is None else [stop])

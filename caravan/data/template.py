@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-from jinja2 import nodes
+from jinja2 import meta, nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -199,8 +199,7 @@ def _today(form: str) -> str:
     return TODAY.strftime(form)
 
 
-@lru_cache(maxsize=32)
-def _compiled(source: str) -> jinja2.Template:
+def _environment() -> _Environment:
     environment = _Environment(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
     environment.filters["tojson"] = _to_json
     environment.filters["__bounded__"] = _bounded
@@ -208,13 +207,28 @@ def _compiled(source: str) -> jinja2.Template:
     environment.globals["strftime_now"] = _today
     environment.globals["dict"] = _Dict()
     environment.globals["namespace"] = _Namespace
+    return environment
+
+
+@lru_cache(maxsize=32)
+def _compiled(source: str) -> jinja2.Template:
     try:
-        return environment.from_string(source)
+        return _environment().from_string(source)
     except jinja2.TemplateSyntaxError as error:
         raise UserError(
             f"the chat template does not parse: line {error.lineno}: {error.message}",
             "look at chat_template.jinja in the model folder",
         ) from error
+
+
+@lru_cache(maxsize=32)
+def knows(source: str) -> tuple[bool, bool]:
+    """Whether a template reads `tools`, and whether it reads the `tool_calls` of an answer."""
+    try:
+        tree = _environment().parse(source)
+        return "tools" in meta.find_undeclared_variables(tree), "tool_calls" in source
+    except jinja2.TemplateSyntaxError:  # filling it will say so
+        return False, False
 
 
 def fill(

@@ -12,10 +12,11 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from caravan.data.records import dump
 from caravan.types import Ranking, UserError
 
 if TYPE_CHECKING:
@@ -68,7 +69,8 @@ def main(cfg: Config, store: Store, rt: Runtime) -> int:
 def lines(rankings: list[Ranking]) -> str:
     """One JSON object per ranking (prompt, responses, ranks), the same text for the same feedback."""
     return "".join(
-        json.dumps(asdict(ranking), ensure_ascii=False, sort_keys=True) + "\n" for ranking in rankings
+        json.dumps(json.loads(dump(ranking)), ensure_ascii=False, sort_keys=True) + "\n"
+        for ranking in rankings
     )
 
 

@@ -19,7 +19,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from sqlalchemy import Float, ForeignKey, Integer, String, Text, create_engine, event, select
@@ -27,6 +27,7 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from sqlalchemy.pool import StaticPool
 
+from caravan.data.records import row_of
 from caravan.types import Message, Ranking, UserError
 
 REMEMBERED_ANSWERS = 4096
@@ -167,7 +168,7 @@ class FeedbackStore:
         row = AnswerRow(
             id=answer.id,
             prompt_key=prompt_key(answer.prompt),
-            prompt=json.dumps([asdict(m) for m in answer.prompt], ensure_ascii=False),
+            prompt=json.dumps([row_of(m) for m in answer.prompt], ensure_ascii=False),
             text=answer.text,
             model=answer.model,
             weights=answer.weights,

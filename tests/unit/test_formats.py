@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from caravan.data import formats
 from caravan.data.formats import Limits, Problem
 from caravan.data.formats._files import records
-from caravan.types import Conversation, Document, Message, Ranking, UserError
+from caravan.types import Conversation, Document, Message, Ranking, ToolCall, UserError
 
 U, A, S, T = (lambda text, role=role: Message(role, text) for role in ("user", "assistant", "system", "tool"))
 
@@ -93,8 +93,9 @@ def test_tools_and_function_calls(tmp_path: Path) -> None:
         ],
     }
     value, _ = one(tmp_path, row, "conversations")
-    call = '<tool_call>\n{"name": "add"}\n</tool_call>'
-    assert value.messages == (S('# Tools\n{"name":"add"}'), U("q"), A(call), T("3"), A("a"))
+    tool = '{"type":"function","function":{"name":"add"}}'
+    call = Message("assistant", "", (ToolCall("add", "{}"),))
+    assert value.messages == (Message("system", "", tools=(tool,)), U("q"), call, T("3"), A("a"))
 
 
 PREFERENCES = {
@@ -247,11 +248,12 @@ def test_text_files(tmp_path: Path) -> None:
     values, problems, chosen = read(tmp_path, "corpus")
     assert {v.source: v.text for v in values} == {
         "a.md": "# one\r\ntwo\r\n", "b.py": "x = 1\n", "c": "no suffix, 你好", "e.txt": "日本\nend\n",
+        "f.txt": "utf sixteen",
     }  # fmt: skip
-    assert [v.lang for v in values] == ["", "code", "", ""]
+    assert [v.lang for v in values] == ["", "code", "", "", ""]
     named = {p.path.name: str(p) for p in problems}
-    assert sorted(named) == ["d.bin", "e.txt", "f.txt", "g.txt"]
-    assert "line 2" in named["e.txt"] and "UTF-16" in named["f.txt"] and "not empty" in named["g.txt"]
+    assert sorted(named) == ["d.bin", "e.txt", "g.txt"]
+    assert "line 2" in named["e.txt"] and "not empty" in named["g.txt"]
     assert "one of:" in named["d.bin"] and "d.bin" not in chosen
 
 

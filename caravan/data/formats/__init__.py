@@ -2,12 +2,14 @@
 
 A format module has a one-line docstring that names it, and
 
-    KINDS    what it can give: "corpus" (Document), "conversations" (Conversation), "preferences" (Ranking)
+    KINDS    what it can give: "corpus" (Document), "conversations" (Conversation), "preferences" (Ranking,
+             Labelled)
     detect   detect(sample, path) -> the reason why it is this format, or None. The sample is a record
     (dict), or
              the first bytes of a file
     read     read(path, kind, on_bad, limits) -> Iterator[Found]; what cannot be read goes to on_bad, with
     its place
+    jobs     optional: jobs(path, on_bad, limits) gives what is to be extracted in a process of its own
 
 Which format a file has is found out from its content, and the reason is kept.
 """
@@ -22,6 +24,8 @@ from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
 
+from caravan.data.extract import workers
+from caravan.data.formats import _jobs
 from caravan.data.formats._files import Found, Limits, OnBad, Problem, sample_of
 from caravan.types import UserError
 
@@ -79,50 +83,124 @@ def _leads_inside(path: Path, root: Path) -> bool:
         return False
 
 
-def choose(path: Path, kind: str, limits: Limits, on_bad: OnBad) -> tuple[str, str] | None:
-    """(format, reason) of a file that can give `kind`: the one that most of its first records speak for."""
-    samples = sample_of(path, limits, on_bad)
-    votes: dict[str, tuple[int, str]] = {}
-    for name in names():
-        module = load(name)
-        if kind in module.KINDS:
-            reasons = [r for s in samples if (r := module.detect(s, path))]
-            if reasons:
-                votes[name] = (len(reasons), reasons[0])
+def choose(
+    path: Path, kind: str, limits: Limits, on_bad: OnBad, asked: str = "auto"
+) -> tuple[str, str] | None:
+    """(format, reason) of a file that can give `kind`: the one that most of its first records speak for, or
+    the one asked for.
+
+    Raises UserError where a conversation or preference can be read in two ways, naming both, and for a format
+    that there is not.
+    """
+    if asked != "auto":
+        return named(asked, kind), "it was asked for"
+    votes: dict[str, list[tuple[int, str]]] = {}
+    for at, sample in enumerate(sample_of(path, limits, on_bad)):
+        for name in names():
+            module = load(name)
+            if kind in module.KINDS and (reason := module.detect(sample, path)):
+                votes.setdefault(name, []).append((at, reason))
     if not votes:
         return None
-    best = max(votes, key=lambda n: (votes[n][0], n))
-    return best, votes[best][1]
+    best = max(votes, key=lambda n: (len(votes[n]), n))
+    mine = {at for at, _ in votes[best]}
+    for name, others in votes.items():
+        both = name != best and kind in DECIDED and mine & {at for at, _ in others}
+        if both or (kind in DECIDED and name != best and len(others) == len(votes[best])):
+            first, second = sorted((best, name))
+            raise UserError(
+                f"{path.name} can be read as {first} ({votes[first][0][1]}) and as {second} "
+                f"({votes[second][0][1]})",
+                f"say which: --format {first} or --format {second}",
+            )
+    return best, votes[best][0][1]
 
 
-def read_all(root: Path, kind: str, on_bad: OnBad, limits: Limits, chosen: dict[str, str]) -> Iterator[Found]:
-    """Everything of `kind` below `root`; `chosen` is filled with file -> "format: reason".
+DECIDED = ("conversations", "preferences")
+"""Kinds whose stages have a flag --format."""
 
-    A file that no format can read goes to `on_bad`. Raises UserError if there is no file at all, or none of
-    a known format.
+
+def named(name: str, kind: str) -> str:
+    """A format that gives `kind`, by its name; UserError with those there are."""
+    every = [n for n in names() if kind in load(n).KINDS]
+    if name not in every:
+        raise UserError(
+            f"there is no format {name!r} that gives {kind}", "they are: auto, " + ", ".join(every)
+        )
+    return name
+
+
+def read_all(
+    root: Path, kind: str, on_bad: OnBad, limits: Limits, chosen: dict[str, str], asked: str = "auto"
+) -> Iterator[Found]:
+    """Everything of `kind` below `root`; `chosen` is filled with file -> "format: reason". `asked` is the
+    format to read all files in.
+
+    A file that no format can read goes to `on_bad`. `limits.workers` processes extract pages and books; what
+    is found, and in which order, does not depend on their number. Raises UserError if there is no file at
+    all, or none of a known format.
     """
-    paths = files(root, on_bad)
+    met: list[Problem] = []
+    paths = files(root, met.append)
     if not paths:
         raise UserError(f"there are no files in {root}", "give a file or a folder with data in it")
-    for path in paths:
-        name = path.relative_to(root).as_posix() if path != root else path.name
-        if path.stat().st_size == 0:
-            on_bad(Problem(path, "", "a file that is not empty", ""))
-            continue
-        met: list[Problem] = []  # while looking; should a format be found, reading it will meet them again
-        best = choose(path, kind, limits, met.append)
-        if best is None:
-            for problem in met or [Problem(path, "", expected(kind), _keys(path, limits))]:
-                on_bad(problem)
-            continue
-        chosen[name] = f"{best[0]}: {best[1]}"
-        for found in load(best[0]).read(path, kind, on_bad, limits):
-            value = found.value if found.value.source else replace(found.value, source=name)
-            yield replace(found, value=value, file=name if path != root else "")
+    for item, answer in workers.mapped(_items(root, paths, kind, met, limits, chosen, asked), limits.workers):
+        if isinstance(item, Problem):
+            on_bad(item)
+        elif isinstance(item, workers.Job):
+            for found in _jobs.settle(item, answer, on_bad):
+                yield _placed(found, root, item.note.path)
+        else:
+            assert isinstance(item, Found)
+            yield item
     if not chosen:
         named = ", ".join(p.name + (f" ({keys})" if (keys := _keys(p, limits)) else "") for p in paths[:3])
         more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
         raise UserError(f"nothing that gives {kind} was found in {named}{more}", f"expected {expected(kind)}")
+
+
+def _items(
+    root: Path,
+    paths: list[Path],
+    kind: str,
+    met: list[Problem],
+    limits: Limits,
+    chosen: dict[str, str],
+    asked: str,
+) -> Iterator[Found | Problem | workers.Job]:
+    """What is found, what is still to be extracted and what is wrong, in the order of the files.
+
+    Problems travel in the same row (`met` holds those just met), so that reading ahead moves none of them.
+    """
+    for path in paths:
+        if path.stat().st_size == 0:
+            met.append(Problem(path, "", "a file that is not empty", ""))
+            continue
+        looking: list[Problem] = []  # should a format be found, reading it will meet them again
+        best = choose(path, kind, limits, looking.append, asked)
+        if best is None:
+            met += looking or [Problem(path, "", expected(kind), _keys(path, limits))]
+            continue
+        chosen[_name(path, root)] = f"{best[0]}: {best[1]}"
+        module = load(best[0])
+        jobs = getattr(module, "jobs", None)
+        given = jobs(path, met.append, limits) if jobs else module.read(path, kind, met.append, limits)
+        for item in given:
+            yield from met
+            met.clear()
+            yield item if isinstance(item, workers.Job) else _placed(item, root, path)
+    yield from met
+
+
+def _name(path: Path, root: Path) -> str:
+    return path.relative_to(root).as_posix() if path != root else path.name
+
+
+def _placed(found: Found, root: Path, path: Path) -> Found:
+    """With the file it was found in, which is also its source if it names none."""
+    name = _name(path, root)
+    value = found.value if found.value.source else replace(found.value, source=name)
+    return replace(found, value=value, file=name if path != root else "")
 
 
 def expected(kind: str) -> str:

@@ -1,4 +1,5 @@
-"""Alpaca: {instruction, input, output}, with optional system and history.
+"""Alpaca: {instruction, input, output}, with optional system and history; BELLE's, COIG's and GPTeacher's
+files too.
 
 `history` is a list of earlier [question, answer] pairs, or empty text. `<noinput>` stands for an empty input.
 """
@@ -9,22 +10,26 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from caravan.data.formats._files import Bad, id_of, reader, source_of, text_of, with_system
+from caravan.data.formats._files import Bad, id_of, reader, source_of, text_of
+from caravan.data.formats._turns import with_system
+from caravan.data.formats.belle import transcript
 from caravan.types import Conversation, Message
 
 KINDS = ("conversations",)
+ANSWERS = ("output", "response")
 
 
 def detect(sample: dict[str, Any] | bytes, path: Path) -> str | None:
-    if isinstance(sample, dict) and "instruction" in sample and ("output" in sample or "response" in sample):
-        return "records hold 'instruction' and 'output'"
-    return None
+    if not isinstance(sample, dict) or "instruction" not in sample or transcript(sample["instruction"]):
+        return None
+    if isinstance(sample.get("context"), str):  # Dolly's
+        return None
+    key = next((k for k in ANSWERS if k in sample), None)
+    return key and f"records hold 'instruction' and {key!r}"
 
 
 def convert(row: dict[str, Any], kind: str) -> Iterator[Conversation]:
-    question, extra = text_of(row, "instruction"), text_of(row, "input", "")
-    if extra.strip() and extra.strip() != "<noinput>":
-        question = f"{question}\n{extra}" if question.strip() else extra
+    question = asked(text_of(row, "instruction"), text_of(row, "input", ""))
     turns: list[Message] = []
     history = row.get("history")
     if history and not isinstance(history, list | str):
@@ -36,6 +41,13 @@ def convert(row: dict[str, Any], kind: str) -> Iterator[Conversation]:
     answer = text_of(row, "output" if "output" in row else "response")
     turns += [Message("user", question), Message("assistant", answer)]
     yield Conversation(with_system(row, tuple(turns)), id_of(row), source_of(row))
+
+
+def asked(instruction: str, extra: str) -> str:
+    """An instruction and what it is about."""
+    if not extra.strip() or extra.strip() == "<noinput>":
+        return instruction
+    return f"{instruction}\n{extra}" if instruction.strip() else extra
 
 
 read = reader(convert)

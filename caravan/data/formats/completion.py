@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from caravan.data.formats._files import id_of, reader, source_of, text_of, with_system
+from caravan.data.formats._files import id_of, reader, source_of, text_of
+from caravan.data.formats._turns import with_system
 from caravan.types import Conversation, Message
 
 KINDS = ("conversations",)
@@ -17,7 +18,8 @@ KEYS = ("completion", "response", "answer")
 def detect(sample: dict[str, Any] | bytes, path: Path) -> str | None:
     if isinstance(sample, dict) and isinstance(sample.get("prompt"), str) and "chosen" not in sample:
         key = next((k for k in KEYS if isinstance(sample.get(k), str)), None)
-        return key and f"records hold 'prompt' and {key!r}"
+        if not isinstance(sample.get("label"), bool):  # KTO's
+            return key and f"records hold 'prompt' and {key!r}"
     return None
 
 

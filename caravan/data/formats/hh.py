@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from caravan.data.formats._files import Bad, id_of, reader, source_of, text_of
+from caravan.data.formats.pairs import PROMPTS
 from caravan.types import Message, Ranking
 
 KINDS = ("preferences",)
@@ -17,12 +18,7 @@ _ROLE = {"Human": "user", "Assistant": "assistant"}
 
 
 def detect(sample: dict[str, Any] | bytes, path: Path) -> str | None:
-    if isinstance(sample, dict) and not sample.keys() & {
-        "prompt",
-        "conversations",
-        "messages",
-        "instruction",
-    }:
+    if isinstance(sample, dict) and not sample.keys() & set(PROMPTS):
         chosen, rejected = sample.get("chosen"), sample.get("rejected")
         if isinstance(chosen, str) and isinstance(rejected, str) and _TURN.search("\n\n" + chosen.lstrip()):
             return "'chosen' and 'rejected' are transcripts of Human and Assistant"

@@ -1,5 +1,7 @@
-"""KTO: {messages, label: true|false}; the answers labelled true are conversations, the others are left
-out."""
+"""KTO: {prompt, completion, label: true|false}, or {messages, label}: single answers called good or bad.
+
+As preferences, every answer with its label; as conversations, those labelled true.
+"""
 
 from __future__ import annotations
 
@@ -7,28 +9,45 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from caravan.data.formats._files import Bad, id_of, messages_of, reader, source_of
-from caravan.types import Conversation
+from caravan.data.formats._files import Bad, id_of, reader, source_of
+from caravan.data.formats._turns import answer_text, messages_of, with_system
+from caravan.data.formats.pairs import answer_of, prompt_of
+from caravan.types import Conversation, Labelled, Message
 
-KINDS = ("conversations",)
+KINDS = ("conversations", "preferences")
+ANSWERS = ("completion", "response", "answer")
+_WHOLE = ("messages", "conversations")
 
 
 def detect(sample: dict[str, Any] | bytes, path: Path) -> str | None:
-    if (
-        isinstance(sample, dict)
-        and isinstance(sample.get("messages"), list)
-        and isinstance(sample.get("label"), bool)
-    ):
-        return "records hold 'messages' and a true or false 'label'"
+    if not isinstance(sample, dict) or not isinstance(sample.get("label"), bool):
+        return None
+    whole = next((k for k in _WHOLE if isinstance(sample.get(k), list)), None)
+    if whole:
+        return f"records hold {whole!r} and a true or false 'label'"
+    key = next((k for k in ANSWERS if k in sample), None)
+    if "prompt" in sample and key:
+        return f"records hold 'prompt', {key!r} and a true or false 'label'"
     return None
 
 
-def convert(row: dict[str, Any], kind: str) -> Iterator[Conversation]:
+def convert(row: dict[str, Any], kind: str) -> Iterator[Conversation | Labelled]:
     if not isinstance(row.get("label"), bool):
         raise Bad("true or false under 'label'")
-    messages = messages_of(row.get("messages"))
-    if row["label"]:
-        yield Conversation(messages, id_of(row), source_of(row))
+    key = next((k for k in ANSWERS if k in row), None)
+    if "prompt" in row and key:
+        prompt, answer = answer_of(row[key], prompt_of(row), key)
+        last = Message("assistant", answer)
+    else:
+        whole = next((row[k] for k in _WHOLE if isinstance(row.get(k), list)), None)
+        *before, last = with_system(row, messages_of(whole))
+        prompt = tuple(before)
+        if kind == "preferences" and last.role != "assistant":
+            raise Bad("'messages' that end with an answer of the assistant")
+    if kind == "preferences":
+        yield Labelled(prompt, answer_text([last]), row["label"], id_of(row), source_of(row))
+    elif row["label"]:
+        yield Conversation((*prompt, last), id_of(row), source_of(row))
 
 
 read = reader(convert)

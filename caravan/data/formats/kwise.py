@@ -3,7 +3,8 @@ better."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,17 @@ def detect(sample: dict[str, Any] | bytes, path: Path) -> str | None:
     return None
 
 
+def is_number(value: Any) -> bool:
+    """A number that can be compared: no truth value, no NaN."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
+
+
+def ranks_of(order: Sequence[float], higher_is_better: bool = True) -> tuple[int, ...]:
+    """0 for the best, equal numbers are ties."""
+    levels = sorted(set(order), reverse=higher_is_better)
+    return tuple(levels.index(x) for x in order)
+
+
 def convert(row: dict[str, Any], kind: str) -> Iterator[Ranking]:
     prompt = prompt_of(row)
     given = next((row[k] for k in ANSWERS if isinstance(row.get(k), list)), None)
@@ -33,10 +45,9 @@ def convert(row: dict[str, Any], kind: str) -> Iterator[Ranking]:
     order = row.get("ranks", row.get("scores"))
     if not isinstance(order, list) or len(order) != len(responses):
         raise Bad(f"one rank or score for each of the {len(responses)} responses")
-    if not all(isinstance(x, int | float) and not isinstance(x, bool) for x in order):
+    if not all(map(is_number, order)):
         raise Bad("ranks or scores that are numbers")
-    levels = sorted(set(order), reverse="ranks" not in row)
-    yield Ranking(prompt, responses, tuple(levels.index(x) for x in order), id_of(row), source_of(row))
+    yield Ranking(prompt, responses, ranks_of(order, "ranks" not in row), id_of(row), source_of(row))
 
 
 read = reader(convert)

@@ -1,4 +1,9 @@
-"""OpenAI messages: {messages: [{role: system|user|assistant|tool, content}]}."""
+"""OpenAI messages: {messages: [{role: system|user|assistant|tool, content, tool_calls, …}]}, with optional
+tools.
+
+`function_call` and the role `function` (the older spelling) are read as well, as is `tools` or `functions`
+beside `messages`. Our own conversations are of this format.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from caravan.data.formats._files import id_of, messages_of, reader, source_of, with_system
+from caravan.data.formats._files import id_of, reader, source_of
+from caravan.data.formats._turns import messages_of, with_system
 from caravan.types import Conversation
 
 KINDS = ("conversations",)

@@ -1,7 +1,8 @@
 """Pairs: {prompt, chosen, rejected}, each a text or a list of messages; or {conversations, chosen, rejected}.
 
 The prompt may also stand under `messages`, `question` or `instruction` (with `input`); where there is none,
-`chosen` and `rejected` are whole conversations that differ in the last answer.
+`chosen` and `rejected` are whole conversations that differ in the last answer. Where `score_chosen` and
+`score_rejected` are equal, the two are a tie.
 """
 
 from __future__ import annotations
@@ -10,20 +11,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from caravan.data.formats._files import (
-    Bad,
-    id_of,
-    message_of,
-    messages_of,
-    reader,
-    source_of,
-    text_of,
-    with_system,
-)
+from caravan.data.formats._files import Bad, id_of, reader, source_of, text_of
+from caravan.data.formats._turns import answer_text, message_of, messages_of, with_system
 from caravan.types import Message, Ranking
 
 KINDS = ("preferences",)
-PROMPTS = ("prompt", "conversations", "messages", "question", "instruction")
+PROMPTS = ("prompt", "conversations", "question", "instruction", "input", "messages")
 
 
 def detect(sample: dict[str, Any] | bytes, path: Path) -> str | None:
@@ -57,21 +50,25 @@ def answer_of(given: Any, prompt: tuple[Message, ...], name: str) -> tuple[tuple
     turns = (message_of(given),) if isinstance(given, dict) else messages_of(given)
     if turns[-1].role != "assistant":
         raise Bad(f"{name!r} to end with an answer of the assistant")
-    return (turns[:-1] or prompt), turns[-1].content
+    return (turns[:-1] or prompt), answer_text(turns)
 
 
 def convert(row: dict[str, Any], kind: str) -> Iterator[Ranking]:
-    prompt = prompt_of(row)
     for name in ("chosen", "rejected"):
         if name not in row:
             raise Bad(f"an answer under {name!r}")
+    # beside two whole conversations, `messages` is a third one, with the answer in it
+    whole = all(isinstance(row[name], list) and len(row[name]) > 1 for name in ("chosen", "rejected"))
+    prompt = () if whole and not row.keys() & set(PROMPTS[:-1]) else prompt_of(row)
     before, chosen = answer_of(row["chosen"], prompt, "chosen")
     other, rejected = answer_of(row["rejected"], prompt, "rejected")
     if before != other:
         raise Bad("'chosen' and 'rejected' to be the same up to the last answer")
-    if prompt and prompt[0].role == "system" and before[0].role != "system":
+    if prompt and before and prompt[0].role == "system" and before[0].role != "system":
         before = (prompt[0], *before)
-    yield Ranking(before, (chosen, rejected), (0, 1), id_of(row), source_of(row))
+    scores = [row.get("score_chosen"), row.get("score_rejected")]
+    tie = all(isinstance(s, int | float) for s in scores) and scores[0] == scores[1]
+    yield Ranking(before, (chosen, rejected), (0, 0 if tie else 1), id_of(row), source_of(row))
 
 
 read = reader(convert)

@@ -1,8 +1,8 @@
 """ShareGPT: {conversations: [{from: human|gpt|system|function_call|observation, value}]}, with optional
 system, tools.
 
-Tools become part of the system turn, one JSON object a line; a function call becomes an assistant turn
-between <tool_call> tags (the convention of the Qwen and Hermes templates), an observation a tool turn.
+A function call belongs to the assistant's turn, an observation is a tool turn. {human, assistant} pairs under
+`conversation` are read too.
 """
 
 from __future__ import annotations
@@ -11,41 +11,43 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import orjson
-
-from caravan.data.formats._files import Bad, id_of, messages_of, reader, source_of, with_system
+from caravan.data.formats._files import Bad, id_of, reader, source_of, text_of
+from caravan.data.formats._turns import messages_of, with_system
 from caravan.types import Conversation, Message
 
 KINDS = ("conversations",)
+KEYS = ("conversations", "conversation", "items", "dialogue", "dialog")
+_PAIR = {"human", "assistant"}
+
+
+def _turns(row: dict[str, Any]) -> tuple[str, list[Any]] | None:
+    key = next((k for k in KEYS if isinstance(row.get(k), list)), None)
+    return (key, row[key]) if key else None
 
 
 def detect(sample: dict[str, Any] | bytes, path: Path) -> str | None:
-    if not isinstance(sample, dict) or "chosen" in sample:
+    if not isinstance(sample, dict) or "chosen" in sample or isinstance(sample.get("label"), bool):
         return None
-    turns = sample.get("conversations", sample.get("conversation"))
-    if isinstance(turns, list) and all(isinstance(t, dict) for t in turns):
-        return "records hold a list 'conversations'"
+    found = _turns(sample)
+    if found and all(isinstance(t, dict) for t in found[1]):
+        return f"records hold a list {found[0]!r}"
     return None
 
 
 def convert(row: dict[str, Any], kind: str) -> Iterator[Conversation]:
-    messages = with_system(row, messages_of(row.get("conversations", row.get("conversation"))))
-    if tools := _tools(row.get("tools")):
-        text = "# Tools\n" + "\n".join(orjson.dumps(t).decode() for t in tools)
-        if messages[0].role == "system":
-            messages = (Message("system", f"{messages[0].content}\n\n{text}"), *messages[1:])
-        else:
-            messages = (Message("system", text), *messages)
-    yield Conversation(messages, id_of(row), source_of(row))
-
-
-def _tools(given: Any) -> list[Any]:
-    if isinstance(given, str) and given.strip():
-        try:
-            given = orjson.loads(given)
-        except orjson.JSONDecodeError as error:
-            raise Bad(f"JSON under 'tools' ({error})") from error
-    return given if isinstance(given, list) else []
+    found = _turns(row)
+    if found is None or not found[1]:
+        raise Bad("a list of turns under 'conversations' that is not empty")
+    turns = found[1]
+    if all(isinstance(t, dict) and t.keys() >= _PAIR for t in turns):
+        messages: tuple[Message, ...] = tuple(
+            Message(role, text_of(pair, key))
+            for pair in turns
+            for role, key in (("user", "human"), ("assistant", "assistant"))
+        )
+    else:
+        messages = messages_of(turns)
+    yield Conversation(with_system(row, messages), id_of(row), source_of(row))
 
 
 read = reader(convert)
