@@ -1,8 +1,9 @@
 """Write the passport of a model: one self-contained page with its lineage, settings, curves, samples and
-costs.
+costs; or of a corpus: what each rule removed, what stayed, copies, signals, licences.
 
     caravan report model/1a2b3c4d5e6f
     caravan report ppo --page passport.html
+    caravan report corpus/1a2b3c4d5e6f --page corpus.html
 
 The page loads nothing from outside and runs no code; every text in it is escaped. It can be mailed as it is:
 of the places the raw files came from only the last part of the path is shown.
@@ -11,16 +12,14 @@ of the places the raw files came from only the last part of the path is shown.
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from caravan.report import draw, read
+from caravan.report import draw, page, read
+from caravan.report.page import duration, size
 from caravan.store import Artefact, Store
-from caravan.types import UserError
 
 if TYPE_CHECKING:
     from caravan.stage import Runtime
@@ -32,21 +31,27 @@ LICENCE_FILES = ("licence", "license", "copying", "notice")
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Which model, and where the page goes."""
+    """Which model or corpus, and where the page goes."""
 
     model: str
-    """The model: an artefact reference, a name, or a folder written by --output."""
+    """The model (or corpus, or shards): an artefact reference, a name, or a model folder written by
+    --output."""
     page: str = "report.html"
     """File to write."""
 
 
 def main(cfg: Config, store: Store, rt: Runtime) -> int:
     """Write the page of one model and everything it was made from, with every evaluation of any of them."""
-    art = _find(store, cfg.model)
+    art, path = _find(store, cfg.model), Path(cfg.page).expanduser()
+    if art.kind in ("corpus", "shards"):
+        from caravan.report import corpus
+
+        print(corpus.build(store, art, path))
+        return 0
     road = [node for _, node in store.lineage(art)]
     known = {read.key_of(node) for node in road}
     road += [found for found in store.ls("evaluation") if found.inputs.get("model") in known]
-    print(build(store, road, None, Path(cfg.page).expanduser(), art))
+    print(build(store, road, None, path, art))
     return 0
 
 
@@ -66,17 +71,8 @@ def build(
     when the folder cannot be written.
     """
     road = _complete(store, artefacts)
-    page = _render(_facts(road, table, subject or _subject(store, road)))
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, draft = tempfile.mkstemp(dir=path.parent, suffix=".html")
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(page)
-        os.chmod(draft, 0o644)
-        os.replace(draft, path)
-    except OSError as problem:
-        raise UserError(f"the page cannot be written: {problem.strerror}", f"see {path.parent}") from problem
-    return path
+    text = page.render(TEMPLATE, _facts(road, table, subject or _subject(store, road)))
+    return page.write(text, path)
 
 
 def _find(store: Store, model: str) -> Artefact:
@@ -310,39 +306,3 @@ def _software(road: Sequence[Artefact]) -> list[tuple[str, list[str]]]:
                     )
                     found.setdefault(title, {})[shown] = None
     return [(name, list(values)) for name, values in found.items()]
-
-
-def _render(facts: Mapping[str, Any]) -> str:
-    """The page. Pictures are our own finished SVG; everything else is escaped by the template."""
-    from jinja2 import Environment, StrictUndefined
-    from markupsafe import Markup
-
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters["picture"] = Markup
-    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(**facts)
-
-
-def duration(seconds: float) -> str:
-    """0.2 s · 42 s · 3 min 05 s · 2 h 10 min."""
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest:02d} s"
-    return f"{minutes // 60} h {minutes % 60:02d} min"
-
-
-def size(count: int) -> str:
-    """Bytes for people, in powers of 1024; a dash when unknown."""
-    if not count:
-        return "–"
-    value = float(count)
-    for unit in ("B", "KiB", "MiB"):
-        if value < 1024:
-            return f"{value:.0f} {unit}" if unit == "B" or value >= 10 else f"{value:.1f} {unit}"
-        value /= 1024
-    return f"{value:.1f} GiB"
