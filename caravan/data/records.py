@@ -57,12 +57,14 @@ def _rows(value: Any) -> dict[str, Any]:
 
 
 def dump_removed(document: Document, verdict: Rejection) -> bytes:
-    """One line about a document that was removed: which rule did it, why, and how the text begins."""
+    """One line about a document that was removed: which rule did it, why, how large it was, and how the
+    text begins."""
     row = {
         "id": document.id,
         "source": document.source,
         "rule": verdict.rule,
         "reason": verdict.reason,
+        "bytes": len(document.text.encode("utf-8", "replace")),
         "text": document.text[:500],
     }
     return orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE)

@@ -70,7 +70,7 @@ class Rewrite:
             samples.append(f"{verdict.reason}: {text[:120]}")
         row = {
             "id": document.id, "source": document.source, "rule": verdict.rule, "reason": verdict.reason,
-            "text": text[:500], **more,
+            "bytes": size(document.text), "text": text[:500], **more,
         }  # fmt: skip
         self._files["removed"].write(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE))
 

@@ -160,6 +160,7 @@ class _Sift:
             rule.name: {
                 "signal": rule.signal,
                 "limit": rule.limit,
+                **{k: v for k in ("languages", "skip_languages") if (v := list(getattr(rule, k)))},
                 "broken": self._broken[rule.name],
                 "removed": self.removed[rule.name],
                 "alone": self._alone[rule.name],
