@@ -131,6 +131,15 @@ def _with_tools(role: str, content: str, row: dict[str, Any]) -> Message:
     return Message(role, content, calls, row.get("name", ""), row.get("tool_call_id", ""), tools)
 
 
+def words_of(messages: Iterable[Message]) -> Iterator[str]:
+    """What makes messages equal: roles and contents, and what belongs to tools where there is any."""
+    for message in messages:
+        yield from (message.role, message.content)
+        row = row_of(message)
+        if len(row) > 2:
+            yield orjson.dumps(row).decode()
+
+
 def digest_of(*texts: str) -> str:
     """32 hex digits of texts, told apart by their lengths."""
     h = hashlib.blake2b(digest_size=16)

@@ -8,72 +8,52 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from caravan.data import clean, formats, records
+from caravan.data import records
 from caravan.stage import Runtime
+from caravan.stages._intake import Intake, Languages, Reading, Sizes
 from caravan.store import Artefact
-from caravan.types import Conversation, UserError
+from caravan.types import Conversation
 
 INPUTS = {"raw": "raw"}
 OUTPUT = "conversations"
 USES: dict[str, str] = {}
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(Reading):
     heldout_share: float = 0.02
     """Share kept out of training, by a hash of what stands before the first answer; `"split"` in a record
     wins."""
-    max_chars: int = 200_000
-    """Longer conversations go to quarantine (characters)."""
-    record_bytes: int = 16 << 20
-    """Longer lines are not read but put into quarantine (bytes)."""
 
 
 def run(cfg: Config, inputs: Mapping[str, Artefact], out: Path, rt: Runtime) -> dict[str, Any]:
-    root = inputs["raw"].path
-    quarantine = records.Quarantine(out / "quarantine.jsonl", root, rt.strict)
-    limits = formats.Limits(record_bytes=cfg.record_bytes)
-    chosen: dict[str, str] = {}
-    spool = records.Spool(rt.work / "conversations.jsonl")
-    known: set[str] = set()
-    counts: Counter[str] = Counter()
-    languages: Counter[str] = Counter()
-    for found in formats.read_all(root, "conversations", quarantine, limits, chosen):
+    intake = Intake(OUTPUT, cfg, inputs, out, rt)
+    shelf = intake.shelf("conversations")
+    tally = _Tally()
+    for found in intake.found("conversations"):
         assert isinstance(found.value, Conversation)
-        counts["read"] += 1
         conversation, repairs = _trimmed(found.value)
-        counts["trimmed"] += repairs
-        if problem := _problem(conversation, cfg.max_chars):
-            quarantine(formats.Problem(root / found.file, found.place, problem, _shown(conversation)))
+        intake.counts["trimmed"] += repairs
+        messages, problem = intake.ordered(conversation.messages)
+        conversation = replace(conversation, messages=messages)
+        if problem := _problem(conversation, cfg.max_chars) or problem:
+            intake.refuse(found, problem, _shown(conversation))
             continue
-        digest = records.digest_of(*(t for m in conversation.messages for t in (m.role, m.content)))
-        if digest in known:
-            counts["duplicates"] += 1
-            continue
-        known.add(digest)
+        digest = records.digest_of(*records.words_of(messages))
         conversation = replace(conversation, id=conversation.id or digest[:16])
-        spool.add(records.dump(conversation), _key(conversation), found.split)
-        _count(conversation, counts, languages)
-        rt.report(counts["read"], 0, "conversations")
-    if not len(spool):
-        facts = quarantine.facts()
-        raise UserError(
-            f"no conversation is left: {counts['read']} read, {quarantine.count} quarantined",
-            (facts["quarantined_first"] or ["the files hold no records"])[0],
-        )
-    split = records.write_splits(out, spool, cfg.heldout_share)
+        text = "\n".join(m.content for m in messages if m.role != "system")
+        if shelf.add(records.dump(conversation), digest, _key(conversation), found.split, text):
+            tally.add(conversation)
+    intake.need(len(shelf), "conversation")
+    written = shelf.write(out, cfg.heldout_share)
     return {
-        "conversations": len(spool),
-        **split,
-        **{
-            k: counts[k]
-            for k in ("duplicates", "trimmed", "multi_turn", "with_system", "answers", "answer_chars")
-        },
-        "languages": dict(sorted(languages.items())),
-        "files": len(chosen),
-        "formats": dict(sorted(Counter(chosen.values()).items())),
-        **quarantine.facts(),
+        "conversations": written["train"] + written["heldout"],
+        **written,
+        "trimmed": intake.counts["trimmed"],
+        "joined": intake.counts["joined"],
+        **tally.facts(),
+        **intake.facts(),
     }
 
 
@@ -81,7 +61,12 @@ def _trimmed(conversation: Conversation) -> tuple[Conversation, int]:
     """Without an answer before any question, an open question at the end, or an empty system turn."""
     messages = list(conversation.messages)
     before = len(messages)
-    if messages and messages[0].role == "system" and not messages[0].content.strip():
+    if (
+        messages
+        and messages[0].role == "system"
+        and not messages[0].content.strip()
+        and not messages[0].tools
+    ):
         messages.pop(0)
     first = 1 if messages and messages[0].role == "system" else 0
     while len(messages) > first and messages[first].role == "assistant":
@@ -92,15 +77,13 @@ def _trimmed(conversation: Conversation) -> tuple[Conversation, int]:
 
 
 def _problem(conversation: Conversation, max_chars: int) -> str | None:
-    """What was expected of a conversation and is not there."""
+    """What was expected of the contents and is not there."""
     messages = conversation.messages
     if not messages:
         return "a question with an answer behind it"
-    if any(m.role == "system" for m in messages[1:]):
-        return "a system turn at the beginning only"
-    if any(not m.content.strip() for m in messages):
-        empty = next(k for k, m in enumerate(messages) if not m.content.strip())
-        return f"turns with a text (turn {empty + 1}, {messages[empty].role}, is empty)"
+    for turn, m in enumerate(messages, 1):
+        if m.role != "tool" and not (m.content.strip() or m.tool_calls or m.tools):
+            return f"turns with a text (turn {turn}, {m.role}, is empty)"
     if (size := sum(len(m.content) for m in messages)) > max_chars:
         return f"at most {max_chars:,} characters (there are {size:,})"
     return None
@@ -111,14 +94,46 @@ def _key(conversation: Conversation) -> str:
     return records.digest_of(*(m.content for m in conversation.messages[:first]))
 
 
-def _count(conversation: Conversation, counts: Counter[str], languages: Counter[str]) -> None:
-    answers = [m.content for m in conversation.messages if m.role == "assistant"]
-    counts["answers"] += len(answers)
-    counts["answer_chars"] += sum(map(len, answers))
-    counts["multi_turn"] += len(answers) > 1
-    counts["with_system"] += conversation.messages[0].role == "system"
-    languages[clean.language(answers[0], 500)] += 1
+class _Tally:
+    """Counts of what was kept (near duplicates that are dropped afterwards included)."""
+
+    def __init__(self) -> None:
+        self.counts = Counter(
+            dict.fromkeys(
+                ("multi_turn", "with_system", "with_tools", "tool_calls", "answers", "answer_chars"), 0
+            )
+        )
+        self.turns: Counter[int] = Counter()
+        self.languages = Languages()
+        self.questions, self.answers = Sizes(), Sizes()
+
+    def add(self, conversation: Conversation) -> None:
+        messages = conversation.messages
+        answers = [m for m in messages if m.role == "assistant"]
+        calls = sum(len(m.tool_calls) for m in answers)
+        self.counts.update(
+            answers=len(answers),
+            answer_chars=sum(len(m.content) for m in answers),
+            multi_turn=int(sum(m.role == "user" for m in messages) > 1),
+            with_system=int(messages[0].role == "system" and bool(messages[0].content.strip())),
+            with_tools=int(bool(calls) or any(m.tools for m in messages)),
+            tool_calls=calls,
+        )
+        self.turns[min(len(answers), 20)] += 1
+        for m in messages:
+            if m.role in ("user", "assistant"):
+                (self.answers if m.role == "assistant" else self.questions).add(len(m.content))
+        self.languages.add(next((m.content for m in answers if m.content.strip()), ""))
+
+    def facts(self) -> dict[str, Any]:
+        return {
+            **self.counts,
+            "answers_per_conversation": {str(k): n for k, n in sorted(self.turns.items())},
+            "question_chars": self.questions.facts(),
+            "answer_chars_spread": self.answers.facts(),
+            "languages": self.languages.facts(),
+        }
 
 
 def _shown(conversation: Conversation) -> str:
-    return " | ".join(f"{m.role}: {m.content[:60]}" for m in conversation.messages)[:200]
+    return " | ".join(f"{m.role}: {m.content[:60]}" for m in conversation.messages)

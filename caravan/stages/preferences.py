@@ -1,115 +1,141 @@
-"""Read preferences of any known format (pairs or rankings), check and deduplicate them, keep a part out of
-training."""
+"""Read preferences of any known format (pairs, rankings or labelled answers), check and deduplicate them,
+keep a part out of training."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from caravan.data import formats, records
+from caravan.data import records
 from caravan.stage import Runtime
+from caravan.stages._intake import Intake, Languages, Reading, Sizes
 from caravan.store import Artefact
-from caravan.types import Ranking, UserError
+from caravan.types import Labelled, Message, Ranking
 
 INPUTS = {"raw": "raw"}
 OUTPUT = "preferences"
 USES: dict[str, str] = {}
-VERSION = 1
+VERSION = 2
+LABELS = ".labels.jsonl"
+"""Single answers with a label lie beside the rankings, in train.labels.jsonl and heldout.labels.jsonl."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(Reading):
     heldout_share: float = 0.05
     """Share kept out of training, by a hash of the prompt; `"split"` in a record wins."""
-    max_chars: int = 200_000
-    """Rankings with a longer prompt and answer go to quarantine (characters)."""
-    record_bytes: int = 16 << 20
-    """Longer lines are not read but put into quarantine (bytes)."""
 
 
 def run(cfg: Config, inputs: Mapping[str, Artefact], out: Path, rt: Runtime) -> dict[str, Any]:
-    root = inputs["raw"].path
-    quarantine = records.Quarantine(out / "quarantine.jsonl", root, rt.strict)
-    limits = formats.Limits(record_bytes=cfg.record_bytes)
-    chosen: dict[str, str] = {}
-    spool = records.Spool(rt.work / "preferences.jsonl")
-    known: set[str] = set()
-    prompts: set[str] = set()
-    counts: Counter[str] = Counter()
-    for found in formats.read_all(root, "preferences", quarantine, limits, chosen):
-        assert isinstance(found.value, Ranking)
-        ranking = found.value
-        counts["read"] += 1
-        if problem := _problem(ranking, cfg.max_chars):
-            quarantine(formats.Problem(root / found.file, found.place, problem, _shown(ranking)))
+    intake = Intake(OUTPUT, cfg, inputs, out, rt)
+    rankings, labels = intake.shelf("rankings"), intake.shelf("labels", LABELS)
+    tally = _Tally()
+    for found in intake.found("preferences"):
+        value = found.value
+        assert isinstance(value, Ranking | Labelled)
+        prompt, problem = intake.ordered(value.prompt)
+        value = replace(value, prompt=prompt)
+        responses = value.responses if isinstance(value, Ranking) else (value.response,)
+        problem = problem or _problem(prompt, responses, cfg.max_chars)
+        if isinstance(value, Ranking):
+            problem = problem or _unordered(value)
+        if problem:
+            intake.refuse(found, problem, _shown(prompt, responses))
             continue
-        key = records.digest_of(*(t for m in ranking.prompt for t in (m.role, m.content)))
-        digest = records.digest_of(key, *ranking.responses, *map(str, ranking.ranks))
-        if digest in known:
-            counts["duplicates"] += 1
-            continue
-        known.add(digest)
-        prompts.add(key)
-        ranking = replace(ranking, id=ranking.id or digest[:16])
-        spool.add(records.dump(ranking), key, found.split)
-        _count(ranking, counts)
-        rt.report(counts["read"], 0, "rankings")
-    if not len(spool):
-        facts = quarantine.facts()
-        raise UserError(
-            f"no preference is left: {counts['read']} read, {quarantine.count} quarantined",
-            (facts["quarantined_first"] or ["the files hold no records"])[0],
-        )
-    split = records.write_splits(out, spool, cfg.heldout_share)
-    return {
-        "rankings": len(spool),
-        **split,
-        "prompts": len(prompts),
-        "pairs": counts["pairs"],
-        "kwise": counts["kwise"],
-        "duplicates": counts["duplicates"],
-        "better_is_longer": round(counts["better_is_longer"] / max(1, counts["pairs"]), 4),
-        "files": len(chosen),
-        "formats": dict(sorted(Counter(chosen.values()).items())),
-        **quarantine.facts(),
-    }
+        key = records.digest_of(*records.words_of(prompt))
+        order = map(str, value.ranks) if isinstance(value, Ranking) else [str(value.good)]
+        digest = records.digest_of(key, *responses, *order)
+        value = replace(value, id=value.id or digest[:16])
+        text = "\n".join([*(m.content for m in prompt if m.role != "system"), *responses])
+        shelf = rankings if isinstance(value, Ranking) else labels
+        if shelf.add(records.dump(value), digest, key, found.split, text):
+            tally.add(key, value)
+    intake.need(len(rankings) + len(labels), "preference")
+    written = rankings.write(out, cfg.heldout_share)
+    facts = {"rankings": written["train"] + written["heldout"], **written}
+    single = labels.write(out, cfg.heldout_share) if len(labels) else {}
+    if single:
+        facts |= {"labels": single["train"] + single["heldout"], "train_labels": single["train"],
+                  "heldout_labels": single["heldout"]}  # fmt: skip
+        for name in ("duplicates", "near_duplicates", "removed"):
+            facts[name] += single[name]
+    else:
+        labels.close()
+    return {**facts, "joined": intake.counts["joined"], **tally.facts(), **intake.facts()}
 
 
-def _problem(ranking: Ranking, max_chars: int) -> str | None:
-    """What was expected of a ranking and is not there."""
-    if not ranking.prompt or not any(m.role == "user" for m in ranking.prompt):
+def _problem(prompt: Sequence[Message], responses: Sequence[str], max_chars: int) -> str | None:
+    """What was expected of the contents and is not there."""
+    if not prompt or prompt[-1].role not in ("user", "tool"):
         return "a question before the answers"
-    if any(m.role == "system" for m in ranking.prompt[1:]):
-        return "a system turn at the beginning only"
-    if len(ranking.responses) < 2:
-        return "two answers or more"
-    for k, response in enumerate(ranking.responses):
-        if not response.strip():
-            return f"answers with a text (answer {k + 1}, rank {ranking.ranks[k]}, is empty)"
-    if len(set(ranking.ranks)) < 2:
-        return "answers of which one is better than another"
-    if any(p.chosen == p.rejected for p in ranking.pairs()):
-        return "different texts where one is better than the other"
-    size = sum(len(m.content) for m in ranking.prompt) + max(map(len, ranking.responses))
+    for turn, m in enumerate(prompt, 1):
+        if m.role != "tool" and not (m.content.strip() or m.tool_calls or m.tools):
+            return f"turns with a text (turn {turn}, {m.role}, is empty)"
+    if empty := next((k for k, r in enumerate(responses, 1) if not r.strip()), 0):
+        return f"answers with a text (answer {empty} is empty)"
+    size = sum(len(m.content) for m in prompt) + max(map(len, responses), default=0)
     if size > max_chars:
         return f"at most {max_chars:,} characters (there are {size:,})"
     return None
 
 
-def _count(ranking: Ranking, counts: Counter[str]) -> None:
-    counts["kwise"] += len(ranking.responses) > 2
-    for pair in ranking.pairs():
-        counts["pairs"] += 1
-        counts["better_is_longer"] += len(pair.chosen) > len(pair.rejected)
+def _unordered(ranking: Ranking) -> str | None:
+    """Why a ranking says nothing."""
+    if len(ranking.responses) < 2:
+        return "two answers or more"
+    if len(set(ranking.ranks)) < 2:
+        return "answers of which one is better than another (all are ties)"
+    if any(p.chosen == p.rejected for p in ranking.pairs()):
+        return "different texts where one is better than the other"
+    return None
 
 
-def _shown(ranking: Ranking) -> str:
+class _Tally:
+    """Counts of what was kept (near duplicates that are dropped afterwards included)."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self.prompts: set[str] = set()
+        self.languages = Languages()
+        self.asked, self.answers = Sizes(), Sizes()
+
+    def add(self, key: str, value: Ranking | Labelled) -> None:
+        if key not in self.prompts:
+            self.prompts.add(key)
+            self.asked.add(sum(len(m.content) for m in value.prompt))
+            self.languages.add(next(m.content for m in reversed(value.prompt) if m.role == "user"))
+        if isinstance(value, Labelled):
+            self.counts["good" if value.good else "bad"] += 1
+            self.answers.add(len(value.response))
+            return
+        self.counts["kwise"] += len(value.responses) > 2
+        self.counts["with_ties"] += len(set(value.ranks)) < len(value.ranks)
+        for response in value.responses:
+            self.answers.add(len(response))
+        for pair in value.pairs():
+            self.counts["pairs"] += 1
+            self.counts["better_is_longer"] += len(pair.chosen) > len(pair.rejected)
+
+    def facts(self) -> dict[str, Any]:
+        counts = self.counts
+        labels = {k: counts[k] for k in ("good", "bad")} if counts["good"] + counts["bad"] else {}
+        return {
+            "prompts": len(self.prompts),
+            "pairs": counts["pairs"],
+            "kwise": counts["kwise"],
+            "with_ties": counts["with_ties"],
+            **labels,
+            "better_is_longer": round(counts["better_is_longer"] / max(1, counts["pairs"]), 4),
+            "prompt_chars": self.asked.facts(),
+            "answer_chars": self.answers.facts(),
+            "languages": self.languages.facts(),
+        }
+
+
+def _shown(prompt: Sequence[Message], responses: Sequence[str]) -> str:
     return " | ".join(
-        [
-            *(f"{m.role}: {m.content[:40]}" for m in ranking.prompt),
-            *(f"answer: {r[:40]}" for r in ranking.responses),
-        ]
-    )[:200]
+        [*(f"{m.role}: {m.content[:40]}" for m in prompt), *(f"answer: {r[:40]}" for r in responses)]
+    )

@@ -147,7 +147,7 @@ def _call(row: Any) -> ToolCall:
         body = {**row, "name": body}
     if not isinstance(body, dict) or not isinstance(body.get("name"), str) or not body["name"].strip():
         raise Bad("calls that are objects with a name and arguments")
-    arguments = next((body[k] for k in ("arguments", "parameters", "args") if body.get(k) is not None), {})
+    arguments: Any = next((body[k] for k in ("arguments", "parameters", "args") if body.get(k) is not None), {})
     arguments = _parsed(arguments, f"arguments of {body['name']!r}") or {}
     if not isinstance(arguments, dict):
         raise Bad(f"arguments of {body['name']!r} that are a JSON object")
