@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from caravan.kernels.attention import Segments
 from caravan.model.activations import ACTIVATIONS
-from caravan.model.decoder import Attend
+from caravan.model.decoder import Attend, prefixes
 from caravan.types import Batch, UserError
 
 
@@ -110,8 +110,7 @@ class RewardModel(nn.Module):
                 "an encoder reads the whole answer before it judges the first token: it cannot be the critic",
                 "train the reward model on a decoder, for example on the policy's own base",
             )
-        attend = Segments(batch.lengths, batch.ids_N.device)
-        return self.score(self(batch.ids_N, batch.pos_N, attend))
+        return self.score(self(batch.ids_N, batch.pos_N, self._attend(batch)))
 
     def scores(self, batch: Batch) -> Tensor:
         """[S] fp32: the head at the last token of every segment; an encoder's, at the token it pools."""
@@ -124,10 +123,13 @@ class RewardModel(nn.Module):
 
     def _read(self, batch: Batch) -> Tensor:
         """[S, D] hidden state of the token that stands for each segment."""
-        attend = Segments(batch.lengths, batch.ids_N.device)
         first = isinstance(self.score, PooledHead) and self.score.reads == "first"
         at_S = torch.tensor(_tokens(batch.lengths, first), device=batch.ids_N.device)
-        return self(batch.ids_N, batch.pos_N, attend)[at_S]
+        return self(batch.ids_N, batch.pos_N, self._attend(batch))[at_S]
+
+    def _attend(self, batch: Batch) -> Segments:
+        prefix = prefixes(self.spec, batch.ids_N, batch.lengths)
+        return Segments(batch.lengths, batch.ids_N.device, prefix)
 
 
 def _tokens(lengths: Sequence[int], first: bool) -> list[int]:

@@ -1,0 +1,77 @@
+"""A model that reads what is asked in both directions (ChatGLM-6B), wherever it reads: as reward model, as
+critic, and while its weights are rounded."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from caravan.compress import folder
+from caravan.kernels.attention import Segments
+from caravan.model import checkpoint
+from caravan.model.decoder import Decoder, prefixes
+from caravan.model.heads import RewardModel, ScoreHead
+from caravan.types import Batch
+from tests.families import chatglm
+
+
+def source(at: Path) -> dict[str, Tensor]:
+    """A folder of random weights; returns them."""
+    at.mkdir()
+    tensors = chatglm.weights()
+    (at / "config.json").write_text(json.dumps(chatglm.FIRST))
+    save_file(tensors, at / "model.safetensors", metadata={"format": "pt"})
+    return tensors
+
+
+def texts() -> tuple[Tensor, tuple[int, ...], Batch]:
+    """Two rows that begin to answer at different places, and the same two as a flat ragged batch."""
+    rows, lengths = chatglm.with_start(), (21, 16)
+    ids_N = torch.cat([row[:n] for row, n in zip(rows, lengths, strict=True)])
+    pos_N = torch.cat([torch.arange(n) for n in lengths])
+    nothing = torch.zeros_like(ids_N)
+    return rows, lengths, Batch(ids_N, pos_N, lengths, nothing, nothing.float())
+
+
+@torch.no_grad()
+def test_scores_and_values_are_the_oracles(tmp_path: Path) -> None:
+    tensors = source(tmp_path / "model")
+    head = ScoreHead(chatglm.D, generator=torch.Generator().manual_seed(3))
+    # the first row of this table is the score: the oracle's first logit is the value of every token
+    judged = tensors | {"lm_head.weight": torch.cat([head.weight, tensors["lm_head.weight"][1:]])}
+    rows, lengths, batch = texts()
+    want = [chatglm.oracle(chatglm.FIRST, judged, row[None, :n])[0, :, 0]
+            for row, n in zip(rows, lengths, strict=True)]  # fmt: skip
+    model = RewardModel(checkpoint.load_model(tmp_path / "model"), head)
+    size = torch.cat(want).std()
+    assert float((model.values(batch) - torch.cat(want)).abs().max() / size) < 5e-5
+    assert float((model.scores(batch) - torch.stack([w[-1] for w in want])).abs().max() / size) < 5e-5
+
+
+@torch.no_grad()
+def test_gptq_sees_what_the_model_will_see(tmp_path: Path) -> None:
+    source(tmp_path / "model")
+    rows, lengths, batch = texts()
+    sequences = [row[:n].tolist() for row, n in zip(rows, lengths, strict=True)]
+    model = folder.load_source(tmp_path / "model")
+    seen = folder._Activations(model, sequences)
+    for i, block in enumerate(model.blocks):
+        seen.hidden_ND = block(seen.hidden_ND, i, seen.angles, seen.attend)
+    assert torch.allclose(model.norm(seen.hidden_ND), states(model, batch), atol=1e-5)
+    grid = folder.Grid(8, 0, torch.float32)
+    weights = folder.by_gptq(model, grid, sequences, lambda *_: None)
+    assert set(weights) == set(folder.projections(model))
+    assert max(one.error for one in weights.values()) < 0.02
+    folder.write(tmp_path / "model", tmp_path / "out", model, grid, weights)
+    again = checkpoint.load_model(tmp_path / "out")
+    assert torch.allclose(states(again, batch), states(model, batch), atol=1e-5)
+
+
+def states(model: Decoder, batch: Batch) -> Tensor:
+    prefix = prefixes(model.spec, batch.ids_N, batch.lengths)
+    assert prefix == (7, 5)
+    return model(batch.ids_N, batch.pos_N, Segments(batch.lengths, prefix=prefix))
