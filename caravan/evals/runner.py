@@ -20,7 +20,7 @@ from caravan.evals.items import Item, Result, metrics_of
 from caravan.evals.likelihood import Scored
 from caravan.evals.stats import Interval, bootstrap, wilson
 from caravan.model.decoder import Decoder
-from caravan.model.heads import RewardModel
+from caravan.model.heads import PooledHead, RewardModel
 from caravan.types import Completion, Message, Sampling, UserError
 
 Report = Callable[..., None]
@@ -238,13 +238,21 @@ def _sampled(world: World) -> list[tuple[Item, list[int], Completion]]:
     return world.answers
 
 
+def _latest(ids: list[int], context: int, judge: RewardModel) -> list[int]:
+    """The end of what a judge is given, as long as it can read; the first token stays if it is asked there."""
+    if len(ids) <= context:
+        return ids
+    kept = 1 if isinstance(judge.score, PooledHead) and judge.score.reads == "first" else 0
+    return ids[:kept] + ids[len(ids) - context + kept :]
+
+
 def _run_reward(world: World, name: str, task: Any) -> None:
     if world.judge is None:
         return
     answers = _sampled(world)
     context = world.judge.model.decoder.spec.context
     pairs = [render_pair(item.messages, a.text, world.judge.tokenizer).ids for item, _, a in answers]
-    found = likelihood.rewards(world.judge.model, [ids[-context:] for ids in pairs])
+    found = likelihood.rewards(world.judge.model, [_latest(ids, context, world.judge.model) for ids in pairs])
     for (item, _, _), reward in zip(answers, found, strict=True):
         for metric, value in task.score(reward).items():
             world.results.append(Result(metric, item.id, value))

@@ -170,6 +170,17 @@ def test_reward_and_kl_read_the_same_sampled_answers(model: Decoder, other: Deco
     assert all(r.score > 0 for r in moved.results if r.task == "kl")
 
 
+def test_a_long_answer_keeps_the_token_the_judge_is_asked_at(other: Decoder) -> None:
+    from caravan.evals.runner import _latest
+    from caravan.model.heads import Pool, PooledHead
+
+    decoder, encoder = RewardModel(other), RewardModel(other)
+    encoder.score = PooledHead(other.spec.d, Pool(act=None, reads="first"))
+    assert _latest([1, 2, 3, 4], 3, decoder) == [2, 3, 4]
+    assert _latest([1, 2, 3, 4], 3, encoder) == [1, 3, 4]
+    assert _latest([1, 2, 3], 3, encoder) == [1, 2, 3]
+
+
 def test_draws_differ_between_chunks(model: Decoder, tok: Tokenizer) -> None:
     """generate() numbers its requests from 0 at each call; two chunks must not draw alike all the same."""
     from caravan.evals.runner import generate
