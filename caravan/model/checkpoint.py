@@ -39,7 +39,7 @@ def read_config(folder: Path | str) -> dict[str, Any]:
         config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{folder} has no config.json", "expected a Hugging Face model folder") from None
-    except (ValueError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError, OSError) as error:
         raise UserError(f"{path} is not JSON: {error}", "download or write it again") from None
     if not isinstance(config, dict):
         raise UserError(f"{path} is not a JSON object")
@@ -53,7 +53,7 @@ def load_spec(folder: Path | str) -> Spec:
 
 
 def _family(config: Mapping[str, Any], folder: Path | str) -> Any:
-    if not config.get("model_type"):
+    if not isinstance(config.get("model_type"), str) or not config["model_type"]:
         raise UserError(f"{folder}/config.json has no 'model_type'", f"known: {', '.join(families.names())}")
     return families.find(config["model_type"])
 
@@ -140,7 +140,7 @@ def _build(
 ) -> Decoder:
     """The model of a folder; a classifier's `head` is filled as well, in fp32."""
     family = _family(config, folder)
-    model = _empty(family, config, spec, folder)
+    model = empty(family, config, spec, folder)
     shapes = {name: p.shape for part in (model, head) if part for name, p in part.named_parameters()}
     table = rules.of(family)
     steps = rules.plan(table, spec, shapes)
@@ -157,7 +157,7 @@ def _build(
     return model
 
 
-def _empty(family: Any, config: Mapping[str, Any], spec: Spec, folder: Path | str) -> Decoder:
+def empty(family: Any, config: Mapping[str, Any], spec: Spec, folder: Path | str) -> Decoder:
     """The module without memory."""
     try:
         with torch.device("meta"):

@@ -222,7 +222,8 @@ class TensorFolder(Tensors):
                 raise UserError(
                     f"{self.folder / name} lacks tensor '{missing[0]}', which {index.name} promises"
                 )
-            for key in present:
+        for name in sorted(set(self.where.values())):
+            for key in self._file(name).entries:
                 self._once(key, name)
 
     def _file(self, name: str) -> TensorFile:
