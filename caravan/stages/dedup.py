@@ -146,7 +146,7 @@ def _documents(
     look = _Look(cfg.exact, cfg.url, setting.places if near else 0)
     done, total = 0, int(corpus.facts.get("documents_out", 0))
     batches = steps.batches(rewrite.read(corpus.path), lambda row: len(row[1].text))
-    for columns in steps.mapped(look, batches, steps.workers(rt.threads)):
+    for columns in steps.mapped(look, batches, steps.workers(rt.threads), rt.engine):
         found.ranks.add(columns["hash"], columns["chars"], columns["heldout"])
         for name, one in keyed.items():
             one.add(columns[name])
@@ -213,7 +213,7 @@ def _spans(cfg: Config, corpus: Artefact, folder: Path, found: _Copies, rt: Runt
         rows = enumerate(rewrite.read(corpus.path))
         return (document.text for place, (_, document) in rows if place not in found.why)
 
-    for cuts in steps.mapped(_Units(), steps.batches(texts(), len), steps.workers(rt.threads)):
+    for cuts in steps.mapped(_Units(), steps.batches(texts(), len), steps.workers(rt.threads), rt.engine):
         for cut in cuts:
             search.add(cut)
         rt.report(search.tokens, 0, "tokens")

@@ -205,7 +205,7 @@ def test_embeddings_are_read_and_checked(tmp_path: Path) -> None:
     pq.write_table(rows, tmp_path / "b.parquet")
     assert np.array_equal(semantic.read(tmp_path / "b.parquet", ids), table)
     for path, wanted in ((tmp_path / "a.npy", ids[:-1]), (tmp_path / "b.parquet", [*ids, "more"])):
-        with pytest.raises(UserError, match="embedding|rows? of"):
+        with pytest.raises(UserError, match=r"embedding|rows? of"):
             semantic.read(path, wanted)
     with pytest.raises(UserError, match="expected one"):
         semantic.read(tmp_path, ids)

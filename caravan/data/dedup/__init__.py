@@ -1,5 +1,5 @@
-"""Copies of texts: the same (`exact`), nearly the same (`minhash`), the same in part (`substring`), from one address
-(`url`), or of one meaning (`semantic`). `keepers` says which of them stays."""
+"""Copies of texts: the same (`exact`), nearly the same (`minhash`), the same in part (`substring`), from one
+address (`url`), or of one meaning (`semantic`). `keepers` says which of them stays."""
 
 from caravan.data.dedup.exact import SameKey, text_key
 from caravan.data.dedup.keepers import Links, Ranks

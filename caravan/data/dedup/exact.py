@@ -1,8 +1,7 @@
 """Texts that are the same: equal digests of the text, or of the address it came from (`url`).
 
-128 bits of blake2b of the text with runs of white space made one space. Two different texts share a digest with
-a probability below 1e-19 even among ten billion.
-"""
+128 bits of blake2b of the text with runs of white space made one space. Two different texts share a digest
+with a probability below 1e-19 even among ten billion."""
 
 from __future__ import annotations
 

@@ -1,20 +1,20 @@
 """Which texts are copies of which, and which one of them stays: links, clusters, one rule for all methods.
 
-Every text has a place (its number in the order of arrival) and a rank that depends on nothing but itself: held-out
-texts before others, then longer before shorter, then the smaller hash of text, id and source. Of a cluster (texts
-linked directly or through others) the best ranked one stays. Order of arrival, shards and processes can change
-places, never ranks, hence never who stays.
+Every text has a place (its number in the order of arrival) and a rank that depends on nothing but itself:
+held-out texts before others, then longer before shorter, then the smaller hash of text, id and source. Of a
+cluster (texts linked directly or through others) the best ranked one stays. Order of arrival, shards and
+processes can change places, never ranks, hence never who stays.
 
-`Keyed` finds texts that share a key (a digest, a URL, a band of a signature) with bounded memory: keys lie in a
-file, and are sorted in as many ranges of their top bits as it takes.
+`Keyed` finds texts that share a key (a digest, a URL, a band of a signature) with bounded memory: keys lie in
+a file, and are sorted in as many ranges of their top bits as it takes.
 
-Legend: D texts, E links.
-"""
+Legend: D texts, E links."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -76,7 +76,7 @@ class Links:
             a_E, b_E = self.roots(a_E), self.roots(b_E)
             differ = a_E != b_E
             a_E, b_E = a_E[differ], b_E[differ]
-            # A root takes the smallest root it is linked to; what it loses by that is linked in the next round.
+            # A root takes the smallest root it is linked to; what it loses by that comes in the next round.
             np.minimum.at(parent, np.maximum(a_E, b_E), np.minimum(a_E, b_E))
 
     def roots(self, places: np.ndarray) -> np.ndarray:
@@ -134,7 +134,7 @@ class Keyed:
         hashes = ranks.columns()[0]
         ranges = max(1, -(-self._count * SORT_BYTES // max(1, memory_bytes)))
         edges = [(1 << 64) * r // ranges for r in range(ranges + 1)]
-        for low, high in zip(edges[:-1], edges[1:], strict=True):
+        for low, high in pairwise(edges):
             key, place = self._between(low, high - 1)
             order = np.argsort(key)
             ordered = key[order]

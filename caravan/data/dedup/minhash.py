@@ -1,9 +1,10 @@
-"""MinHash signatures and locality-sensitive hashing (Broder 1997; Leskovec et al., Mining of Massive Datasets, ch. 3).
+"""MinHash signatures and locality-sensitive hashing (Broder 1997; Leskovec et al., Mining of Massive
+Datasets, ch. 3).
 
-A text is the set of its 5-grams of units. The k-th number of its signature is the least value of
-A_k x + B_k modulo 2^32 over all 5-gram hashes x; two signatures agree in a place with probability J, the Jaccard
-similarity of the sets, so that the share of agreeing places estimates J with variance J (1 - J) / K. Signatures
-are cut into bands; texts meet if all rows of one band agree:
+A text is the set of its 5-grams of units. The k-th number of its signature is the least value of A_k x + B_k
+modulo 2^32 over all 5-gram hashes x; two signatures agree in a place with probability J, the Jaccard
+similarity of the sets, so that the share of agreeing places estimates J with variance J (1 - J) / K.
+Signatures are cut into bands; texts meet if all rows of one band agree:
 
     P(meet) = 1 - (1 - J^rows)^bands
 
@@ -12,8 +13,7 @@ are cut into bands; texts meet if all rows of one band agree:
 
 Numbers are kept as they are: two tables of sums are not the same text.
 
-Legend: K places of a signature (bands x rows), U units, G 5-grams, D texts.
-"""
+Legend: K places of a signature (bands x rows), U units, G 5-grams, D texts."""
 
 from __future__ import annotations
 
@@ -77,8 +77,8 @@ class Setting:
 
 
 def signatures(texts: Sequence[str], places: int = 112) -> np.ndarray:
-    """uint32 [D, K]: the signature of every text, whatever the batch it is in. A text shorter than a 5-gram is
-    one shingle."""
+    """uint32 [D, K]: the signature of every text, whatever the batch it is in. A text shorter than a 5-gram
+    is one shingle."""
     out = np.empty((len(texts), places), np.uint32)
     done = 0
     for part in portions(texts):

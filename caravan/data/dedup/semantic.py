@@ -1,15 +1,14 @@
 """Texts that say the same: SemDeDup (Abbas et al. 2023, arXiv 2303.09540) on given embeddings.
 
-Embeddings are normalised and grouped by spherical k-means, so that only texts of one group are compared; a text goes
-if a better ranked one of its group (see `keepers`) has a cosine of at least the threshold. Two texts alike but in
-different groups are missed: fewer groups find more and cost more. Their paper keeps the text farthest from the
-centre; here it is the common rule.
+Embeddings are normalised and grouped by spherical k-means, so that only texts of one group are compared; a
+text goes if a better ranked one of its group (see `keepers`) has a cosine of at least the threshold. Two
+texts alike but in different groups are missed: fewer groups find more and cost more. Their paper keeps the
+text farthest from the centre; here it is the common rule.
 
-Everything is done in the order of the texts' hashes and in blocks of fixed size, so that shards and their order change
-nothing.
+Everything is done in the order of the texts' hashes and in blocks of fixed size, so that shards and their
+order change nothing.
 
-Legend: D texts, E width of an embedding, C groups.
-"""
+Legend: D texts, E width of an embedding, C groups."""
 
 from __future__ import annotations
 

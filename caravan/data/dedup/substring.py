@@ -2,16 +2,15 @@
 "Deduplicating training data makes language models better", arXiv 2107.06499).
 
 They remove every copy, found with a suffix array. Here one copy stays: the one in the best ranked text (see
-`keepers`), the earliest within it, and no suffix array is needed: a polynomial hash of every 50 tokens in a row is
-sorted in partitions that fit into memory, and whatever shares a hash is compared token by token before anything is
-removed. A false friend by hash cannot remove anything, and no true copy is lost to one.
+`keepers`), the earliest within it, and no suffix array is needed: a polynomial hash of every 50 tokens in a
+row is sorted in partitions that fit into memory, and whatever shares a hash is compared token by token before
+anything is removed. A false friend by hash cannot remove anything, and no true copy is lost to one.
 
-The tokens of a text are its words, marks and, in scripts without spaces, characters (`units.EVERYTHING`), so that two
-spans are the same if they differ in white space alone. On disk: 8 bytes per token for its hash, 8 for its place, 4 per
-character to compare, 16 per token while sorting.
+The tokens of a text are its words, marks and, in scripts without spaces, characters (`units.EVERYTHING`), so
+that two spans are the same if they differ in white space alone. On disk: 8 bytes per token for its hash, 8
+for its place, 4 per character to compare, 16 per token while sorting.
 
-Legend: T tokens of all texts, D texts, W windows found more than once.
-"""
+Legend: T tokens of all texts, D texts, W windows found more than once."""
 
 from __future__ import annotations
 
@@ -47,7 +46,8 @@ class Spans:
 
     def __init__(self, folder: Path, span: int = SPAN, memory_bytes: int = 1 << 30) -> None:
         self._folder, self._span, self._memory = folder, span, memory_bytes
-        self._files = {name: open(folder / f"span.{name}", "wb") for name in ("tokens", "starts", "codes")}
+        names = ("tokens", "starts", "codes")
+        self._files = {n: open(folder / f"span.{n}", "wb") for n in names}  # noqa: SIM115  (closed by close())
         self._ends: list[np.ndarray] = []
         self.tokens = self._chars = 0
 
@@ -101,7 +101,7 @@ class Spans:
         self, search: _Search, parts: int, first: int, last: int
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         names = [self._folder / f"span.part{k}" for k in range(first, last)]
-        files = [open(name, "wb") for name in names]
+        files = [open(name, "wb") for name in names]  # noqa: SIM115  (closed below)
         for hashes, places in search.windows():
             which = (hashes >> np.uint64(32)) * np.uint64(parts) >> np.uint64(32)
             order = np.argsort(which, kind="stable")

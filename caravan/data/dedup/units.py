@@ -1,13 +1,12 @@
 """Texts cut into units, and a 64-bit hash of each: what shingles, spans and benchmark n-grams are made of.
 
-A batch of texts lies end to end in one array of code points; a table says of every code point whether it joins
-its neighbours into a run (a word, a number), stands alone (a Han character, a kana, a Thai letter: scripts
-written without spaces) or parts units. A run's hash is a difference of prefix sums of mixed code points times
-powers of an odd number, moved back to exponent 0, so that neither the batch nor the place in it matters and a
-batch costs a dozen numpy passes, whatever the number of texts.
+A batch of texts lies end to end in one array of code points; a table says of every code point whether it
+joins its neighbours into a run (a word, a number), stands alone (a Han character, a kana, a Thai letter:
+scripts written without spaces) or parts units. A run's hash is a difference of prefix sums of mixed code
+points times powers of an odd number, moved back to exponent 0, so that neither the batch nor the place in it
+matters and a batch costs a dozen numpy passes, whatever the number of texts.
 
-Legend: D texts, N characters (one newline after each text), U units.
-"""
+Legend: D texts, N characters (one newline after each text), U units."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """Addresses that lead to one page, written in one way.
 
-After RFC 3986, section 6, and what crawlers do: the scheme (http, https) and `www.` do not tell pages apart, host
-and scheme are lower-cased, default ports, user names, fragments and a final dot or slash go, %41 is A and %3a is
-%3A, dot segments are resolved, parameters are sorted and those that only follow a visitor (utm_source, gclid, a
-session) go, so does a last index.html. Case in paths and parameters tells pages apart.
+After RFC 3986, section 6, and what crawlers do: the scheme (http, https) and `www.` do not tell pages apart,
+host and scheme are lower-cased, default ports, user names, fragments and a final dot or slash go, %41 is A
+and %3a is %3A, dot segments are resolved, parameters are sorted and those that only follow a visitor
+(utm_source, gclid, a session) go, so does a last index.html. Case in paths and parameters tells pages apart.
 """
 
 from __future__ import annotations
