@@ -16,12 +16,16 @@ from caravan.types import UserError
 
 PROGRAMS = {
     "quickstart": "recipes/quickstart.py",
+    "prepare": "recipes/corpus.py",
     "serve": "serve/run.py",
     "chat": "serve/terminal.py",
     "feedback": "serve/collect.py",
     "report": "report/passport.py",
 }
 """Commands that are no stage: their module offers Config and main(cfg, store, rt) -> exit code."""
+
+DIRECT = {"data": "cli/data.py"}
+"""Commands that need no artefact: their module offers Config, USAGE and main(words) -> exit code."""
 
 SHOWING = {
     "ls": ("[KIND]", "List the artefacts in the store, oldest first."),
@@ -64,13 +68,15 @@ def file_of(command: str) -> Path:
     """The file behind a command; UserError with the nearest one if there is none."""
     if command in PROGRAMS and (stage.PACKAGE / PROGRAMS[command]).exists():
         return stage.PACKAGE / PROGRAMS[command]
+    if command in DIRECT and (stage.PACKAGE / DIRECT[command]).exists():
+        return stage.PACKAGE / DIRECT[command]
     if command in SHOWING:
         return Path(__file__)
     if command in stage.names("stages") or "." in command:
         return stage.source("stages", command)
     every = [
         *stage.names("stages"),
-        *(c for c in PROGRAMS if (stage.PACKAGE / PROGRAMS[c]).exists()),
+        *(c for c, file in (PROGRAMS | DIRECT).items() if (stage.PACKAGE / file).exists()),
         *SHOWING,
     ]
     hint = nearest(command, every) if not command.startswith("-") else "a command comes first"
@@ -79,7 +85,7 @@ def file_of(command: str) -> Path:
 
 def overview() -> str:
     """All commands, the road in order."""
-    programs = {c: stage.PACKAGE / f for c, f in PROGRAMS.items() if (stage.PACKAGE / f).exists()}
+    programs = {c: stage.PACKAGE / f for c, f in (PROGRAMS | DIRECT).items() if (stage.PACKAGE / f).exists()}
     text = ["caravan: from raw text to your own ChatGPT, stage by stage.", ""]
     text += ["usage: caravan COMMAND [--flag value ...]     caravan COMMAND --help explains every flag", ""]
     text += ["the road, in order"]
@@ -97,7 +103,7 @@ def page(command: str, path: Path) -> str:
         words, doc = SHOWING[command]
         return "\n".join([f"usage: caravan {command} {words} [--store DIR]", "", doc])
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    roles = {} if command in PROGRAMS else stage.literal(path, "INPUTS") or {}
+    roles = {} if command in PROGRAMS | DIRECT else stage.literal(path, "INPUTS") or {}
     config = list(settings(path, "Config"))
     needs = [f"--{r} REF" for r, spec in roles.items() if not stage.optional(spec)]
     needs += [f"--{_dashed(s.flag)} {s.hint.upper()}" for s in config if s.default is None]

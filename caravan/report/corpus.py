@@ -8,7 +8,7 @@ without that section.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -25,13 +25,13 @@ MOST_RULES = 9
 """Rules drawn apart per step; the rest together."""
 TABLES = {
     "benchmarks": "Benchmarks found in the text",
-    "pii": "Personal data by type",
     "duplicates": "Copies by method",
     "lines": "Line filters",
     "mix": "Mix of sources",
 }
 """Facts shown as tables, with their titles."""
 QUARANTINED = 100
+MOST_LANGUAGES = 18
 
 
 def build(
@@ -119,17 +119,17 @@ def _flows(steps: Sequence[cleaning.Step], names: Mapping[str, str]) -> list[tup
         )
         for s in steps
     ]
-    out = [("Documents", plots.sankey(documents, "documents"), "")]
+    out = [("Documents", plots.sankey(documents, "documents", draw.number), "")]
     if any(g.bytes is None for s in steps for g in s.gone.values()):
         return [(*out[0][:2], "The removal lists do not tell how large the documents were.")]
     texts = []
     for s in steps:
-        lost = {rule: (g.bytes or 0) / 2**20 for rule, g in s.gone.items()}
+        lost = {rule: float(g.bytes or 0) for rule, g in s.gone.items()}
         if (s.edited or 0) > 0:
-            lost["edited in what stays"] = (s.edited or 0) / 2**20
-        came, left = (float(s.facts.get(k, 0)) / 2**20 for k in ("bytes_in", "bytes_out"))
+            lost["edited in what stays"] = float(s.edited or 0)
+        came, left = (float(s.facts.get(k, 0)) for k in ("bytes_in", "bytes_out"))
         texts.append(plots.Stop(name=names[read.key_of(s.art)], came=came, gone=_largest(lost), left=left))
-    return [*out, ("Text", plots.sankey(texts, "MiB"), "")]
+    return [*out, ("Text", plots.sankey(texts, "bytes", lambda x: size(round(x))), "")]
 
 
 def _largest(amounts: Mapping[str, float]) -> tuple[tuple[str, float], ...]:
@@ -168,18 +168,19 @@ def _languages(steps: Sequence[cleaning.Step]) -> list[dict[str, Any]]:
     """Documents and bytes by language, as read and as kept."""
     last, first = steps[-1].facts.get("languages", {}), steps[0].facts.get("languages", {})
     most = max((int(v.get("bytes", 0)) for v in last.values()), default=0) or 1
-    rows = [
-        {
-            "name": name,
-            "documents": int(v.get("documents", 0)),
-            "bytes": size(int(v.get("bytes", 0))),
-            "bar": draw.bar(int(v.get("bytes", 0)) / most),
-            "lost": int(first.get(name, {}).get("documents", 0)) - int(v.get("documents", 0)),
-            "order": -int(v.get("bytes", 0)),
-        }
-        for name, v in ({name: {} for name in first} | dict(last)).items()
+    rows = sorted(
+        ({**dict.fromkeys(("documents", "bytes"), 0), **last.get(name, {}), "name": name,
+          "lost": int(first.get(name, {}).get("documents", 0)) - int(last.get(name, {}).get("documents", 0))}
+         for name in {**first, **last}),
+        key=lambda row: (-int(row["bytes"]), row["name"]),
+    )  # fmt: skip
+    if rest := rows[MOST_LANGUAGES + 1 :] and rows[MOST_LANGUAGES:]:
+        sums = {key: sum(int(row[key]) for row in rest) for key in ("documents", "bytes", "lost")}
+        rows = [*rows[:MOST_LANGUAGES], {"name": f"{len(rest)} others", **sums}]
+    return [
+        {**row, "bytes": size(int(row["bytes"])), "bar": draw.bar(min(1.0, int(row["bytes"]) / most))}
+        for row in rows
     ]
-    return sorted(rows, key=lambda row: (row["order"], row["name"]))
 
 
 def _domains(found: cleaning.Census, most: int = 24) -> list[dict[str, Any]]:
@@ -242,16 +243,29 @@ def _tables(steps: Iterable[cleaning.Step], names: Mapping[str, str]) -> list[di
     """Facts that are tables: name -> number, or name -> {column: value}."""
     out = []
     for s in steps:
-        for key, title in TABLES.items():
-            value = s.facts.get(key)
-            if not isinstance(value, Mapping) or not value:
-                continue
-            rows = {str(k): v if isinstance(v, Mapping) else {"count": v} for k, v in value.items()}
+        for title, table in _found(s.facts):
+            rows = {str(k): v if isinstance(v, Mapping) else {"count": v} for k, v in table.items()}
             columns = list(dict.fromkeys(c for row in rows.values() for c in row))
             cells = [[name, *(_cell(row.get(c)) for c in columns)] for name, row in rows.items()]
-            label = names[read.key_of(s.art)]
-            out.append({"title": title, "step": label, "columns": columns, "rows": cells, "key": key})
+            step = names[read.key_of(s.art)]
+            out.append({"title": title, "step": step, "columns": columns, "rows": cells})
     return out
+
+
+def _found(of: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """(title, table) of a step's facts. Spans mean personal data where documents with some are counted, else
+    text cut out as copied."""
+    for key, title in TABLES.items():
+        if isinstance(of.get(key), Mapping) and of[key]:
+            yield title, of[key]
+    spans, holders = of.get("spans"), of.get("documents_with")
+    if isinstance(spans, Mapping) and isinstance(holders, Mapping):
+        found = {k: {"spans": n, "documents": holders.get(k, 0)} for k, n in spans.items()}
+        yield "Personal data by type", found or {"nothing": {"spans": 0, "documents": 0}}
+    elif isinstance(spans, Mapping) and spans:
+        yield "Copied spans cut out", spans
+    if isinstance(sizes := of.get("clusters"), Mapping) and sizes:
+        yield "Clusters of copies by size", {f"{k} texts": n for k, n in sizes.items()}
 
 
 def _cell(value: Any) -> str:

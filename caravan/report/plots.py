@@ -7,14 +7,14 @@ page's style sheet.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from xml.etree import ElementTree as ET
 
 from caravan.report.draw import _short, _svg, _ticks, number
 
-COLUMN, BAND, NODE, ROW = 218.0, 170.0, 9.0, 17.0
-HIST_WIDTH, HIST_HEIGHT = 300, 150
+WIDTH, BAND, NODE, ROW = 1090.0, 170.0, 9.0, 17.0
+HIST_WIDTH, HIST_HEIGHT = 348, 150
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,81 +29,66 @@ class Stop:
     left: float
 
 
-def sankey(stops: Sequence[Stop], unit: str) -> str:
+def sankey(stops: Sequence[Stop], unit: str, shown: Callable[[float], str]) -> str:
     """A band from left to right, as wide as what is still there; what a rule takes bends down and ends at its
-    name. Widths are to one scale; what would be thinner than a pixel is drawn one wide."""
+    name. Widths are to one scale; what would be thinner than a pixel is drawn one wide. `shown` writes an
+    amount."""
     top, most = 46.0, max((s.came for s in stops), default=0) or 1.0
-    height = top + BAND + 40 + _depth(stops, most) + 12
-    svg = _svg(max(1, len(stops)) * COLUMN + 150, height, "sankey", f"What each rule removed, in {unit}")
+    column = min(max((WIDTH - 110) / max(1, len(stops)), 200.0), 330.0)
+    down = max((sum(max(ROW, _wide(x, most) + 4) for _, x in s.gone) for s in stops), default=0.0)
+    width = 8 + max(1, len(stops)) * column + 110
+    svg = _svg(width, top + BAND + 52 + down, "sankey", f"What each rule removed, in {unit}")
     for n, stop in enumerate(stops):
-        _stop(svg, stop, 8 + n * COLUMN, top, most, unit, last=n == len(stops) - 1)
+        x = 8 + n * column
+        _node(svg, stop.name, shown(stop.came), x, top, BAND * stop.came / most)
+        _stop(svg, stop, x, column, top, most, shown)
+    if stops:
+        left = stops[-1].left
+        _node(svg, "kept", shown(left), 8 + len(stops) * column, top, BAND * left / most)
     return ET.tostring(svg, encoding="unicode")
-
-
-def _depth(stops: Sequence[Stop], most: float) -> float:
-    """How far down the longest list of rules reaches."""
-    return max((sum(max(ROW, _wide(x, most) + 4) for _, x in s.gone) for s in stops), default=0.0)
 
 
 def _wide(amount: float, most: float) -> float:
     return max(1.0, BAND * amount / most)
 
 
-def _stop(svg: ET.Element, stop: Stop, x: float, top: float, most: float, unit: str, last: bool) -> None:
+def _node(svg: ET.Element, name: str, amount: str, x: float, top: float, tall: float) -> None:
+    _rect(svg, "node", x, top, NODE, max(tall, 1))
+    _text(svg, "title start", x, 16, _short(name, 26))
+    _text(svg, "note start", x, 32, amount)
+
+
+def _stop(
+    svg: ET.Element,
+    stop: Stop,
+    x: float,
+    column: float,
+    top: float,
+    most: float,
+    shown: Callable[[float], str],
+) -> None:
+    """What goes on to the right, and what bends down to the names of its rules."""
     came, left = BAND * stop.came / most, BAND * stop.left / most
-    ET.SubElement(
-        svg,
-        "rect",
-        {
-            "class": "node",
-            "x": f"{x:.1f}",
-            "y": f"{top:.1f}",
-            "width": f"{NODE}",
-            "height": f"{max(came, 1):.1f}",
-        },
-    )
-    _text(svg, "title start", x, 16, _short(stop.name, 30))
-    _text(svg, "note start", x, 32, f"{number(stop.came)} {unit}")
-    end = x + COLUMN
     if left:
-        _ribbon(
-            svg, "kept", (x + NODE, top, left), (end, top, left), f"{stop.name}: {number(stop.left)} stay"
-        )
-    if last:
-        ET.SubElement(
-            svg,
-            "rect",
-            {
-                "class": "node",
-                "x": f"{end:.1f}",
-                "y": f"{top:.1f}",
-                "width": f"{NODE}",
-                "height": f"{max(left, 1):.1f}",
-            },
-        )
-        _text(svg, "title start", end, 16, "kept")
-        _text(svg, "note start", end, 32, f"{number(stop.left)} {unit}")
+        words = f"{stop.name}: {shown(stop.left)} stay"
+        _ribbon(svg, "kept", (x + NODE, top, left), (x + column, top, left), words)
     y, down = top + left, top + BAND + 40
-    for n, (rule, amount) in enumerate(stop.gone):
+    for rule, amount in stop.gone:
         wide = _wide(amount, most)
-        words = f"{rule}: {number(amount)} {unit}, {_percent(amount, stop.came)} of what came"
+        words = f"{rule}: {shown(amount)}, {_percent(amount, stop.came)} of what came"
         start = (x + NODE, min(y, top + max(came, 1) - 1), wide)
-        _ribbon(svg, f"gone g{n % 4}", start, (x + 40, down, wide), words)
-        ET.SubElement(
-            svg,
-            "rect",
-            {
-                "class": f"end g{n % 4}",
-                "x": f"{x + 40:.1f}",
-                "y": f"{down:.1f}",
-                "width": "4",
-                "height": f"{wide:.1f}",
-            },
-        )
-        label = _text(svg, "rule start", x + 49, down + wide / 2 + 3.5, _short(rule.replace("_", " "), 17))
-        ET.SubElement(label, "tspan", {"class": "amount"}).text = f" {number(amount)}"
+        _ribbon(svg, "gone", start, (x + 40, down, wide), words)
+        _rect(svg, "end", x + 40, down, 4, wide)
+        name = _short(rule.replace("_", " "), int((column - 110) / 5.4))
+        label = _text(svg, "rule start", x + 49, down + wide / 2 + 3.5, name)
+        ET.SubElement(label, "tspan", {"class": "amount"}).text = f" {shown(amount)}"
         y += BAND * amount / most
         down += max(ROW, wide + 4)
+
+
+def _rect(svg: ET.Element, look: str, x: float, y: float, width: float, height: float) -> None:
+    place = {"x": f"{x:.1f}", "y": f"{y:.1f}", "width": f"{width:.1f}", "height": f"{height:.1f}"}
+    ET.SubElement(svg, "rect", {"class": look, **place})
 
 
 def _ribbon(
@@ -165,15 +150,16 @@ def histogram(h: Histogram) -> str:
         bar = ET.SubElement(svg, "rect", {"class": f"count {look}", **place, **size})
         ET.SubElement(bar, "title").text = f"{number(a)} to {number(b)}: {count:,} documents"
     ET.SubElement(svg, "path", {"class": "grid", "d": f"M{left:.1f} {bottom:.1f}H{right:.1f}"})
-    for words, limit in h.limits:
+    crowded = len(h.limits) == 2 and abs(at(h.limits[1][1]) - at(h.limits[0][1])) < 150
+    for n, (words, limit) in enumerate(h.limits):
         x = at(limit)
         ET.SubElement(svg, "path", {"class": "limit", "d": f"M{x:.1f} {top - 8:.1f}V{bottom:.1f}"})
         side = "end" if x > (left + right) / 2 else "start"
-        _text(
-            svg, f"limit-word {side}", x + (-4 if side == "end" else 4), top - 3, f"{words} {number(limit)}"
-        )
+        y = top - 3 + (11 if crowded and n else 0)
+        spot = x + (-4 if side == "end" else 4)
+        _text(svg, f"limit-word {side}", spot, y, f"{words} {number(limit)}")
     _text(svg, "name start", 8, 16, _short(h.name.replace("_", " "), 40))
-    _text(svg, "tick start", 8, 31, _short(h.note, 56))
+    _text(svg, "tick start", 8, 31, _short(h.note, 60))
     ticks = [10.0**p for p in range(math.floor(low), math.ceil(high) + 1)] if h.log else _ticks(low, high)
     shown = [t for t in ticks if low <= _scaled(t, h) <= high]
     for tick in shown[:: max(1, math.ceil(len(shown) / 6))]:
