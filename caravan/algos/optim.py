@@ -55,7 +55,8 @@ class Slot:
     start: int
     kind: SlotKind
     rows: tuple[int, ...] = ()
-    """Muon: a fused matrix (qkv, gate_up) is orthogonalised part by part; these are the rows of the parts."""
+    """Muon: a fused matrix (qkv, gate_up) is orthogonalised part by part; these are the rows of the parts.
+    Where they repeat (per head: key, value, key, value ...), a part is all of its pieces together."""
 
     @property
     def stop(self) -> int:
@@ -94,7 +95,7 @@ def layout(
     for kind in _ORDER:
         for param, shape in by_kind[kind]:
             rows = fused_rows.get(param, ()) if kind == "muon" else ()
-            assert not rows or sum(rows) == shape[-2], f"{param}: parts {rows} of {shape[-2]} rows"
+            assert not rows or shape[-2] % sum(rows) == 0, f"{param}: parts {rows} of {shape[-2]} rows"
             slots.append(Slot(param, shape, start, kind, rows))
             start = slots[-1].stop
     return slots
@@ -213,20 +214,25 @@ def muon_(
     by_shape: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = {}
     for slot in slots:
         for update, weight in zip(_parts(slot, nesterov), _parts(slot, master), strict=True):
-            by_shape.setdefault((update.shape[0], update.shape[1]), []).append((update, weight))
+            shape = update[..., 0].numel(), update.shape[-1]
+            by_shape.setdefault(shape, []).append((update.reshape(shape), weight))
     for (rows, cols), pairs in by_shape.items():
         factor = -lr * 0.2 * math.sqrt(max(rows, cols))
         for a in range(0, len(pairs), 16):  # bounds the extra memory: 16 matrices at a time
             some = pairs[a : a + 16]
             ortho_BRC = orthogonalise(torch.stack([update for update, _ in some]))
             for (_, weight), ortho in zip(some, ortho_BRC, strict=True):
-                weight.mul_(1.0 - lr * weight_decay).add_(ortho, alpha=factor)
+                weight.mul_(1.0 - lr * weight_decay).add_(ortho.reshape(weight.shape), alpha=factor)
 
 
 def _parts(slot: Slot, flat: Tensor) -> list[Tensor]:
     whole = slot.of(flat)
     maps = whole.unbind() if whole.dim() == 3 else (whole,)
-    return [part for one in maps for part in (one.split(list(slot.rows)) if slot.rows else (one,))]
+    if not slot.rows:
+        return list(maps)
+    rows, every = list(slot.rows), sum(slot.rows)
+    pieces = [one if len(one) == every else one.unflatten(0, (-1, every)) for one in maps]
+    return [part for one in pieces for part in one.split(rows, -2)]
 
 
 def orthogonalise(matrix_BRC: Tensor, steps: int = 5) -> Tensor:

@@ -23,9 +23,7 @@ from caravan.algos.optim import OptimConfig, Optimiser, layout
 from caravan.kernels.attention import Segments
 from caravan.model.checkpoint import wide_names
 from caravan.model.decoder import Decoder, prefixes
-from caravan.model.ffn.glu import GLU
-from caravan.model.ffn.moe import Mixture, balance_loss
-from caravan.model.mixers.attn import Attention
+from caravan.model.ffn.moe import balance_loss
 from caravan.systems import parallel
 from caravan.types import Batch, Loss
 
@@ -215,23 +213,22 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
 
 
 def fused_rows(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    """Rows of the parts of fused matrices (q, k, v; gate, up): Muon orthogonalises parts, not their stack."""
-    rows: dict[str, tuple[int, ...]] = {}
-    for name, module in model.named_modules():
-        if isinstance(module, Attention):
-            rows[f"{name}.qkv.weight".lstrip(".")] = tuple(n * module.attn.head_dim for n in module.split)
-        elif isinstance(module, GLU):
-            rows[f"{name}.inp.weight".lstrip(".")] = (module.inp.out_features // 2,) * 2
-        elif isinstance(module, Mixture):
-            rows[f"{name}.xin".lstrip(".")] = (module.xin.shape[1] // 2,) * 2
-    return rows
+    """Rows of the parts of fused matrices (q, k, v; gate, up): Muon orthogonalises parts, not their stack.
+
+    A module states them in `fused`: name of its parameter -> rows, repeated where parts alternate (per head).
+    """
+    return {
+        f"{at}.{leaf}".lstrip("."): rows
+        for at, module in model.named_modules()
+        for leaf, rows in getattr(module, "fused", {}).items()
+    }
 
 
 def linear_maps(model: nn.Module) -> set[str]:
-    """Parameters that multiply activations as a map: weights of linear layers and stacked experts, but not
-    the output heads, whose rows are looked up like an embedding's."""
+    """Parameters that multiply activations as a map: weights of linear layers, and what modules name in
+    `fused` beside them (stacked experts), but not the output heads, whose rows are looked up like an
+    embedding's. Low-rank maps stored as bare parameters (RWKV) are none either: their recipes train them with
+    Adam."""
     names = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-    for name, module in model.named_modules():
-        if isinstance(module, Mixture):
-            names |= {f"{name}.xin", f"{name}.xout"}
+    names |= fused_rows(model).keys()
     return {name for name in names if not {"head", "score"} & set(name.split("."))}

@@ -27,6 +27,11 @@ class SelfAttention(nn.Module):
         self.proj = nn.Linear(d, 3 * inner, bias=False)
         self.o = nn.Linear(inner, d, bias=False)
 
+    @property
+    def fused(self) -> dict[str, tuple[int, ...]]:
+        """Rows of q, k and v."""
+        return {"proj.weight": (self.proj.out_features // 3,) * 3}
+
     def qkv(self, x: Tensor) -> list[Tensor]:
         """[..., D] -> three [..., H, E]."""
         return [p.unflatten(-1, (self.n_head, -1)) for p in self.proj(x).chunk(3, -1)]

@@ -133,6 +133,11 @@ class Attention(nn.Module):
         self.o = nn.Linear(self.inner, spec.d)
         self.scale = (layer.attn.head_dim * (1 + len(spec.terms))) ** -0.5
 
+    @property
+    def fused(self) -> dict[str, tuple[int, ...]]:
+        """Rows of q, k and v."""
+        return {f"{'qkv' if self.proj is None else 'proj'}.weight": (self.inner,) * 3}
+
     def content(self, x_ND: Tensor) -> list[Tensor]:
         """q, k, v [N, H, E]."""
         if self.proj is not None:

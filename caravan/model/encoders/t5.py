@@ -87,6 +87,11 @@ class CrossAttention(nn.Module):
         self.kv = nn.Linear(d, 2 * inner, bias=False)
         self.o = nn.Linear(inner, d, bias=False)
 
+    @property
+    def fused(self) -> dict[str, tuple[int, ...]]:
+        """Rows of k and v."""
+        return {"kv.weight": (self.kv.out_features // 2,) * 2}
+
     def memory(self, x: Tensor) -> list[Tensor]:
         """Encoder output [..., D] -> keys and values [..., H, E]."""
         return [p.unflatten(-1, (self.n_head, -1)) for p in self.kv(x).chunk(2, -1)]

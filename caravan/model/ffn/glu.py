@@ -21,6 +21,11 @@ class GLU(nn.Module):
         self.act = ACTIVATIONS[ffn.act]
         self.inner = swiglu if ffn.act == "silu" else self._inner
 
+    @property
+    def fused(self) -> dict[str, tuple[int, ...]]:
+        """Rows of gate and up."""
+        return {"inp.weight": (self.inp.out_features // 2,) * 2}
+
     def _inner(self, inner: Tensor) -> Tensor:
         gate, up = inner.chunk(2, -1)
         return self.act(gate) * up

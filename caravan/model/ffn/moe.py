@@ -116,6 +116,11 @@ class Mixture(nn.Module):
         assert moe.shared_ff or not moe.shared_gate, "a gate on a shared expert that does not exist"
         self.add_shared = self._adder()
 
+    @property
+    def fused(self) -> dict[str, tuple[int, ...]]:
+        """Rows of gate and up of every expert; what comes out is one map."""
+        return {"xin": (self.moe.d_ff,) * 2, "xout": (self.xout.shape[1],)}
+
     def _adder(self) -> Any:
         if self.shared is None:
             return self._alone

@@ -3,6 +3,8 @@
 
 `rope` is the place of the layer's Rope in `angles` (model/positions.py), None without one. `attend` is the
 context of the pass (`Attend` in model/decoder.py): attention, recurrent state, and the segments of the batch.
+A module with fused matrices says in a property `fused` which parameter stacks parts of which rows; where
+parts alternate (per head), the rows of one turn. Optimisers that work on whole matrices work on the parts.
 """
 
 from __future__ import annotations

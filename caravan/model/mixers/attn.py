@@ -38,6 +38,11 @@ class Attention(nn.Module):
         self.heads = self._heads(attn)
         self.turn = self._turn_wide if attn.rope and attn.rope.fp32 else self._turn
 
+    @property
+    def fused(self) -> dict[str, tuple[int, ...]]:
+        """Rows of q, k and v."""
+        return {"qkv.weight": tuple(self.widths)}
+
     def _project(self, attn: Attn) -> Any:
         if attn.qk_norm and attn.qk_norm_over == "full":
             return self._normed_whole if attn.clip_qkv is None else self._normed_whole_clipped

@@ -43,6 +43,11 @@ class Hyena(nn.Module):
         self.out = nn.Linear(d, d)
         self.initialise()
 
+    @property
+    def fused(self) -> dict[str, tuple[int, ...]]:
+        """Rows of x2, x1 and v, in every head where heads are stored apart."""
+        return {"inp.weight": (self.D.numel() // self.heads,) * 3}
+
     @torch.no_grad()
     def initialise(self) -> None:
         """Poles of magnitude 0.5 ... 0.999 over the channels, each mode at its own frequency."""

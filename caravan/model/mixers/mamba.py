@@ -47,6 +47,11 @@ class Mamba(nn.Module):
         self.bn, self.cn = make_norm(states, ssm.dt_norm), make_norm(states, ssm.dt_norm)
         self.initialise()
 
+    @property
+    def fused(self) -> dict[str, tuple[int, ...]]:
+        """Rows of x and z; of time step, B and C."""
+        return {"inp.weight": (self.inp.out_features // 2,) * 2, "x.weight": tuple(self.split)}
+
     @torch.no_grad()
     def initialise(self) -> None:
         """Speeds 1 ... Z in every channel (S4D-real) and time steps spread from 0.001 to 0.1, as in the

@@ -60,6 +60,11 @@ class Mamba2(nn.Module):
         self.out = nn.Linear(inner, d, bias=ssm.bias)
         self.initialise()
 
+    @property
+    def fused(self) -> dict[str, tuple[int, ...]]:
+        """Rows of z, x, B, C and the time step."""
+        return {"inp.weight": (self.split[0], *self.parts, self.split[2])}
+
     @torch.no_grad()
     def initialise(self) -> None:
         """Speeds 1 ... H, time steps spread from 0.001 to 0.1 over the heads."""

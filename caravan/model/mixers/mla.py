@@ -48,6 +48,14 @@ class LatentAttention(nn.Module):
         self.queries = self._direct if mla.q_rank is None else self._through_latent
         self.turn = self._turn_wide if attn.rope.fp32 else self._turn
 
+    @property
+    def fused(self) -> dict[str, tuple[int, ...]]:
+        """Rows of latent and rotary key; of key and value, in every head."""
+        return {
+            "kva.weight": (self.mla.kv_rank, self.mla.rope),
+            "kvb.weight": (self.mla.nope, self.mla.v),
+        }
+
     def _direct(self, x_ND: Tensor) -> Tensor:
         return self.q(x_ND)
 
