@@ -12,6 +12,28 @@ import random
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from caravan.data import formats
+
+STORY = [
+    "The harbour master had kept the same notebook since the spring of the great flood, and nobody "
+    "else wrote in it.",
+    "Every ship that passed the outer light was entered there with her name, her draught and the "
+    "hour she was seen.",
+    "When the railway came the entries grew short. A line for a week, then a line for a month, then "
+    "only the weather.",
+    "His daughter found the book behind the stove in 1931 and read it through in one night without "
+    "lighting the lamp.",
+    "She gave it to the museum on one condition: that it should lie open, at a new page, every "
+    "first day of the month.",
+]
+ZH = "人人生而自由，在尊严和权利上一律平等。他们有理性和良心。"
+HANT = "人人生而自由，在尊嚴和權利上一律平等。他們有理性和良心。"
+JA = "すべての人間は、生れながらにして自由であり、かつ、尊厳と権利とについて平等である。"
+RU = "Все люди рождаются свободными и равными в своём достоинстве."
+FR = "Les êtres humains naissent libres et égaux où ça."
 
 _TOKEN = re.compile(
     r"[\u3040-\u30ff\u3400-\u9fff\u0e00-\u0e7f]|[^\W\u3040-\u30ff\u3400-\u9fff\u0e00-\u0e7f]+"
@@ -40,7 +62,7 @@ _MENU = (
     "Photos",
     "Forum",
     "Login",
-    "Register",  # noqa: E501
+    "Register",
 )
 _TEASERS = (
     "Ten things nobody told you about the harbour", "Council votes on the new bridge tomorrow",
@@ -177,3 +199,11 @@ def score(pairs: Iterable[tuple[str, str]]) -> dict[str, float]:
         "recall": recall,
         "f1": 2 * precision * recall / ((precision + recall) or 1),
     }
+
+
+def read(root: Path, **limits: Any) -> tuple[list[Any], list[formats.Problem], dict[str, str]]:
+    """(documents, problems, file -> format and reason) of a folder."""
+    problems: list[formats.Problem] = []
+    chosen: dict[str, str] = {}
+    found = list(formats.read_all(root, "corpus", problems.append, formats.Limits(**limits), chosen))
+    return [f.value for f in found], problems, chosen

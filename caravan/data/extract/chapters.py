@@ -13,7 +13,8 @@ _BLOCK = frozenset((
 _SILENT = frozenset((
     "script", "style", "head", "template", "svg", "math",
 ))  # fmt: skip
-_SPACES = re.compile(r"[ \t\r\f\v\xa0]*\n[ \t\r\f\v\xa0]*")
+_SPACE = re.compile(r"\s+")
+_TRAILING = re.compile(r"[ \t\r\f\v\xa0]+\n")
 
 
 class _All(HTMLParser):
@@ -42,8 +43,13 @@ class _All(HTMLParser):
             self.parts.append(" ")
 
     def handle_data(self, data: str) -> None:
-        if not self.silent:
-            self.parts.append(data if self.pre else re.sub(r"\s+", " ", data))
+        if self.silent:
+            return
+        if not self.pre:
+            data = _SPACE.sub(" ", data)
+            if self.parts and self.parts[-1].endswith("\n"):
+                data = data.lstrip()
+        self.parts.append(data)
 
 
 def text(html: str) -> str:
@@ -51,4 +57,4 @@ def text(html: str) -> str:
     reader = _All()
     reader.feed(html)
     reader.close()
-    return re.sub(r"\n{3,}", "\n\n", _SPACES.sub("\n", "".join(reader.parts))).strip()
+    return re.sub(r"\n{3,}", "\n\n", _TRAILING.sub("\n", "".join(reader.parts))).strip()

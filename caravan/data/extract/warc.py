@@ -146,7 +146,7 @@ def records(file: BinaryIO, complain: Complain, block_bytes: int, kinds: frozens
         head = source.until(b"\r\n\r\n", _HEAD)
         if head is None:
             complain(place, f"a header of at most {_HEAD:,} bytes that ends in an empty line")
-            if not source.take(1, False):
+            if source.take(1, False) is None:
                 return
             continue
         headers = _headers(head)

@@ -82,7 +82,7 @@ def separated(path: Path, on_bad: OnBad, limits: Limits) -> Iterator[tuple[str, 
         on_bad(Problem(path, "", f"a table in UTF-8 or another known encoding ({reason})", ""))
         return
     codec = "utf-8" if name.startswith(("utf-16", "utf-32")) else name
-    csv.field_size_limit(max(csv.field_size_limit(), limits.record_bytes))
+    csv.field_size_limit(limits.record_bytes)
     decoded = (line.decode(codec, "replace") for _, line in lines(path, on_bad, limits))
     header = next(decoded, "").removeprefix("\ufeff")
     mark = (

@@ -14,7 +14,7 @@ def text(html: str, url: str | None = None) -> str:
     """Main text of a page; empty if it has none."""
     import trafilatura
 
-    from caravan.data.extract.html import fast
+    from caravan.data.extract.html import _menus, fast
 
     found = trafilatura.extract(html, url=url, fast=True, favor_precision=True, include_comments=False) or ""
-    return found if len(found) >= _FEW else fast.text(html, url)
+    return _menus.trimmed(found) if len(found) >= _FEW else fast.text(html, url)

@@ -1,22 +1,35 @@
-"""resiliparse (Bevendorff et al. 2018): a DOM in C and content rules on tag and class names.
+"""resiliparse (Bevendorff et al. 2018): a DOM in C and content rules on tag and class names; and ours.
 
-Where its rules throw nearly everything away (a whole page inside an element called "header" or "sidebar"),
-the text of the page without its menus is taken instead.
+Ours name what its rules let through (comment threads, share bars, widgets of the usual publishing systems)
+and cut menus at either end. Where nothing is left of a page (all of it inside an element called "header" or
+"sidebar"), the plain engine reads it.
 """
 
 from __future__ import annotations
 
 NEEDS = ("resiliparse",)
 _FEW = 25
+SKIP = [
+    "#comments", "#respond", "#disqus_thread", "#secondary", "#colophon", "#masthead", ".comments",
+    ".comment-list", ".commentlist", ".comments-area", ".comment-respond", ".entry-meta", ".post-meta",
+    ".widget", ".widget-area", ".sharedaddy", ".share-buttons", ".social-share", ".related-posts",
+    ".jp-relatedposts", ".post-navigation", ".nav-links", ".breadcrumb", ".breadcrumbs", ".cookie-consent",
+    ".newsletter-signup", ".tagcloud", ".pagination", ".mw-editsection", ".noprint", "[role=navigation]",
+    "[role=complementary]", "[role=contentinfo]", "[aria-hidden=true]",
+]  # fmt: skip
 
 
 def text(html: str, url: str | None = None) -> str:
     """Main text of a page; empty if it has none."""
     from resiliparse.extract.html2text import extract_plain_text
 
-    found = extract_plain_text(html, main_content=True, alt_texts=False, preserve_formatting=True)
+    from caravan.data.extract.html import _menus
+
+    found = extract_plain_text(
+        html, main_content=True, alt_texts=False, list_bullets=False, skip_elements=SKIP
+    )
     if len(found) >= _FEW:
-        return found
+        return _menus.trimmed(found)
     from caravan.data.extract.html import plain
 
     return plain.text(html, url)

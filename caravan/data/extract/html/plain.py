@@ -1,7 +1,7 @@
 """The standard library's parser and a few rules, for when no extra is installed.
 
 A page is a list of blocks (paragraphs, headings, list items, cells). Left out: what stands in elements that
-never hold content (script, nav, footer, aside, form ...) or whose class, id or role names something around
+never hold content (script, nav, footer, aside ...) or whose class, id or role names something around
 the content; blocks that are mostly links; and short blocks with no longer one near (Kohlschütter et al. 2010,
 "Boilerplate Detection using Shallow Text Features": words per block, link density and the neighbours decide).
 """
@@ -12,10 +12,12 @@ import re
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 
+from caravan.data.extract.html._menus import WORDS, trimmed
+
 NEEDS: tuple[str, ...] = ()
 _DROP = frozenset((
     "script", "style", "noscript", "template", "svg", "math", "iframe", "object", "canvas", "nav", "footer",
-    "aside", "form", "button", "select", "option", "textarea", "dialog", "menu", "audio", "video", "map",
+    "aside", "button", "select", "option", "textarea", "dialog", "menu", "audio", "video", "map",
 ))  # fmt: skip
 _BLOCK = frozenset((
     "p", "div", "section", "article", "main", "header", "ul", "ol", "li", "dl", "dt", "dd", "table", "tr",
@@ -34,9 +36,10 @@ _AROUND = re.compile(
 )
 _CONTENT = frozenset(("html", "body", "main", "article"))
 _DEPTH = 2000
-_WORDS = re.compile(r"\w+|[\u3040-\u30ff\u3400-\u9fff\u0e00-\u0e7f]")
+_SENTENCE = re.compile(r"[.!?。！？।]['\"”’)]*$")
 LONG = 12
-"""Words from which a block counts as running text."""
+"""Words from which a block counts as running text; SHORT, if they end as a sentence and hold no link."""
+SHORT = 6
 
 
 @dataclass(slots=True)
@@ -116,10 +119,8 @@ def text(html: str, url: str | None = None) -> str:
     reader.feed(html)
     reader.close()
     blocks = [(b, t) for b in reader.blocks if (t := b.text())]
-    counts = [len(_WORDS.findall(t)) for _, t in blocks]
-    runs = [
-        n >= LONG and b.linked < 0.4 * len(t) for (b, t), n in zip(blocks, counts, strict=True)
-    ]  # running text
+    counts = [len(WORDS.findall(t)) for _, t in blocks]
+    runs = [_is_running(b, t, n) for (b, t), n in zip(blocks, counts, strict=True)]
     if not any(runs):
         return "\n".join(t for b, t in blocks if b.linked < 0.5 * len(t))
     first, last = runs.index(True), len(runs) - 1 - runs[::-1].index(True)
@@ -130,4 +131,10 @@ def text(html: str, url: str | None = None) -> str:
         inside = first - 2 <= i <= last + 1
         if runs[i] or (inside and block.linked < 0.5 * len(said) and (heading or near or block.tag == "pre")):
             kept.append(said)
-    return "\n".join(kept)
+    return trimmed("\n".join(kept))
+
+
+def _is_running(block: _Block, text: str, words: int) -> bool:
+    if words >= LONG:
+        return block.linked < 0.4 * len(text)
+    return words >= SHORT and not block.linked and bool(_SENTENCE.search(text))
