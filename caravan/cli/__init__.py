@@ -63,10 +63,18 @@ def _dispatch(argv: list[str]) -> int:
     if "-h" in words or "--help" in words:
         print(pages.page(command, path))
         return 0
+    if command == "inspect":
+        from caravan.cli import inspect
+
+        return inspect.main(words)
     if command in pages.SHOWING:
         from caravan.cli import showing
 
         return showing.main(command, words)
+    if command in pages.DIRECT:
+        import importlib
+
+        return int(importlib.import_module(f"caravan.cli.{command}").main(words))
     from caravan.cli import running
 
     return (

@@ -32,6 +32,10 @@ SHOWING = {
     "show": ("REF [--json]", "Show what an artefact is, what it was made from, with which settings."),
     "lineage": ("REF", "Draw everything an artefact was made from, down to the raw files."),
     "verify": ("[REF ...]", "Re-hash an artefact (or all) and say what is wrong."),
+    "inspect": (
+        "FOLDER|hf:ORG/NAME|REF [--json]",
+        "Say what a model is: spec, parameters, memory, template, special tokens, licence.",
+    ),
     "gc": (
         "[--older-than-days 7] [--unnamed] [--dry-run]",
         "Remove runs left unpublished that long; with --unnamed also artefacts that no name needs.",
@@ -110,7 +114,10 @@ def page(command: str, path: Path) -> str:
     positional = (
         ["[REF]"] if command in PROGRAMS and any(s.flag in ("model", "models") for s in config) else []
     )
-    lines = ["usage: " + " ".join(["caravan", command, *positional, *needs, "[--flag value ...]"]), ""]
+    shape = [*positional, *needs, "[--flag value ...]"]
+    if command in DIRECT:
+        shape = [str(stage.literal(path, "USAGE"))]
+    lines = ["usage: " + " ".join(["caravan", command, *shape]), ""]
     lines += [(ast.get_docstring(tree) or "").strip(), ""]
     if roles:
         lines += ["inputs: a reference, a name, a path or hf:ORG/NAME"]
@@ -123,6 +130,8 @@ def page(command: str, path: Path) -> str:
     for s in config:
         default = "required" if s.default is None else f"default: {s.default}"
         lines += _flag(s.flag, s.hint, f"{s.doc} ({default})".strip())
+    if command in DIRECT:
+        return "\n".join([*lines, *_flag("store", *RUNTIME["store"])])
     lines += ["", "how it runs (recorded, never part of the question)"]
     ours = {s.flag for s in config}
     hidden = ours | ({"output", "name"} if command in PROGRAMS else set())

@@ -147,14 +147,14 @@ def _call(row: Any) -> ToolCall:
         body = {**row, "name": body}
     if not isinstance(body, dict) or not isinstance(body.get("name"), str) or not body["name"].strip():
         raise Bad("calls that are objects with a name and arguments")
-    arguments: Any = next((body[k] for k in ("arguments", "parameters", "args") if body.get(k) is not None), {})
+    given = [body[k] for k in ("arguments", "parameters", "args") if body.get(k) is not None]
+    arguments: Any = given[0] if given else {}
     arguments = _parsed(arguments, f"arguments of {body['name']!r}") or {}
     if not isinstance(arguments, dict):
         raise Bad(f"arguments of {body['name']!r} that are a JSON object")
-    given = row.get("id", row.get("tool_call_id"))
-    return ToolCall(
-        body["name"], orjson.dumps(arguments, default=str).decode(), given if isinstance(given, str) else ""
-    )
+    name = row.get("id", row.get("tool_call_id"))
+    text = orjson.dumps(arguments, default=str).decode()
+    return ToolCall(body["name"], text, name if isinstance(name, str) else "")
 
 
 def _parsed(given: Any, what: str) -> Any:
