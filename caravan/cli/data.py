@@ -102,8 +102,8 @@ def _source(store: Store, target: str) -> Path:
 
 def _read_as(found: Peek) -> list[str]:
     """Which format, and why, for the first files."""
-    lines = [f"{name}: {found.kind} as {why}" for name, why in itertools.islice(found.formats.items(), 5)]
-    return lines + ([f"and {len(found.formats) - 5} more files"] if len(found.formats) > 5 else [])
+    lines = [f"{name}: {found.kind} as {why}" for name, why in itertools.islice(found.read_as.items(), 5)]
+    return lines + ([f"and {len(found.read_as) - 5} more files"] if len(found.read_as) > 5 else [])
 
 
 def _tokenizer(cfg: Config, found: Peek, store: Store) -> tuple[Tokenizer, str]:

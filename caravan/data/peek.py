@@ -51,7 +51,7 @@ class Peek:
     """What a source is, and its records from a place on."""
 
     kind: str
-    formats: dict[str, str]
+    read_as: dict[str, str]
     """File -> format and the reason."""
     values: list[Conversation | Ranking | Labelled | Document]
     problems: list[formats.Problem]
@@ -127,7 +127,7 @@ def looks(
         if isinstance(rendered, str):
             yield Look(title, (), 0, 0, 0, rendered)
             continue
-        kept = fit(rendered, context)
+        kept = rendered if isinstance(value, Document) else fit(rendered, context)  # texts are cut anywhere
         size = len(kept) if kept else 0
         pieces = tuple(_pieces(rendered, size, tok))
         yield Look(title, pieces, len(rendered), sum(rendered.mask), size)
@@ -181,13 +181,15 @@ def _pieces(rendered: Rendered, kept: int, tok: Tokenizer) -> Iterator[Piece]:
 
 
 def packing(found: Sequence[Look], context: int) -> Packing:
-    """How these sequences would be packed into contexts (first fit, longest first)."""
+    """How these sequences would be packed into contexts (first fit, longest first; a longer text fills as
+    many as it can)."""
     whole = [look for look in found if not look.problem]
     kept = [look.kept for look in whole if look.kept]
+    rest = [k % context for k in kept if k % context]
     return Packing(
         sequences=len(kept),
         tokens=sum(kept),
-        contexts=len(first_fit(kept, context)) if kept else 0,
+        contexts=sum(k // context for k in kept) + len(first_fit(rest, context)),
         truncated=sum(0 < look.kept < look.tokens for look in whole),
         lost=sum(look.kept == 0 for look in whole),
         context=context,
