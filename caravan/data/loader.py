@@ -12,36 +12,62 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate
 
 import numpy as np
 import torch
 
+from caravan.data.mix import Phase, Timetable, apportion
 from caravan.data.pack import GroupBatch, first_fit, group_batch, lm_batch, positions
 from caravan.data.permute import feistel, mix
 from caravan.data.render import Rendered
+from caravan.data.rows import Packing, Rows
 from caravan.data.shards import Shards
 from caravan.types import Batch, UserError
 
 
 class PretrainLoader:
-    """Rows of `sequence_length` tokens of the shards in random order, epoch after epoch.
+    """Rows of at most `sequence_length` tokens of one or several shards in random order, epoch after epoch.
 
     A row is cut into segments at document ends; each token predicts the next of its document, also over the
     end of the row. `batch_tokens` is a number, or a function of the step (a ramp): then offsets are running
-    sums, computed once up to the step asked for.
+    sums, computed once up to the step asked for. `packing` says how documents become rows (`rows.py`).
+
+    Several shards: `phases` shares the rows of `steps` steps out among them (`mix.py`); each shard goes
+    through its own epochs. `first_row` rows were read before step 0, at whatever batch size.
     """
 
     def __init__(
-        self, shards: Shards, batch_tokens: int | Callable[[int], int], sequence_length: int, seed: int = 0
+        self,
+        shards: Shards | Sequence[Shards],
+        batch_tokens: int | Callable[[int], int],
+        sequence_length: int,
+        seed: int = 0,
+        *,
+        packing: Packing = "chunk",
+        phases: Sequence[Phase] = (),
+        steps: int = 0,
+        first_row: int = 0,
     ) -> None:
-        if len(shards) < 2:
+        several = [shards] if isinstance(shards, Shards) else list(shards)
+        if any(len(one) < 2 for one in several):
             raise UserError("the shards hold no text to train on", "look at the facts of the corpus stage")
-        self.shards, self.seed = shards, seed
-        self.sequence_length = min(sequence_length, len(shards))
-        self.rows = len(shards) // self.sequence_length
-        """Rows of one epoch; a rest shorter than a row is left out."""
+        if len(several) > 1 and any(len(one) < sequence_length for one in several):
+            raise UserError(
+                f"one of the shards holds less than a row of {sequence_length} tokens",
+                "leave it out, or lower --context",
+            )
+        self.sequence_length = min(sequence_length, len(several[0]))
+        self.sources = [
+            Rows(one, self.sequence_length, packing, seed if k == 0 else mix(seed, k))
+            for k, one in enumerate(several)
+        ]
+        self.rows = sum(source.rows for source in self.sources)
+        """Rows of one epoch of everything."""
         self._batch_tokens = batch_tokens
+        self._first_row = first_row
         self._offsets = [0]
+        self._timetable = None if len(several) == 1 else self._planned(phases, max(1, steps))
 
     @property
     def steps_per_epoch(self) -> int:
@@ -59,37 +85,87 @@ class PretrainLoader:
         while not enough():
             self._offsets.append(self._offsets[-1] + self._rows_at(len(self._offsets) - 1))
 
-    def _span(self, step: int) -> tuple[int, int]:
+    def _offset(self, step: int) -> int:
+        """Rows read before a step."""
         if not callable(self._batch_tokens):
-            return step * self._rows_at(0), (step + 1) * self._rows_at(0)
-        self._extend(lambda: len(self._offsets) > step + 1)
-        return self._offsets[step], self._offsets[step + 1]
+            return self._first_row + step * self._rows_at(0)
+        self._extend(lambda: len(self._offsets) > step)
+        return self._first_row + self._offsets[step]
 
-    def _starts(self, step: int) -> np.ndarray:
-        position = np.arange(*self._span(step), dtype=np.int64)
-        epochs = position // self.rows
-        rows = np.empty_like(position)
-        for epoch in np.unique(epochs):
-            here = epochs == epoch
-            rows[here] = feistel(position[here] % self.rows, self.rows, mix(self.seed, int(epoch)))
-        return rows * self.sequence_length
+    def _planned(self, phases: Sequence[Phase], steps: int) -> Timetable:
+        """Rows per source and phase. A phase begins with a step."""
+        if not phases:
+            phases = [Phase(1.0, tuple(float(source.tokens) for source in self.sources))]
+        edges = [0, *(round(steps * share) for share in accumulate(phase.share for phase in phases))]
+        table = []
+        for phase, first, last in zip(phases, edges, edges[1:], strict=False):
+            rows = self._offset(last) - (self._offset(first) if first else 0)
+            per_row = [
+                w * source.rows / source.tokens for w, source in zip(phase.weights, self.sources, strict=True)
+            ]
+            table.append(apportion(per_row, rows))
+        return Timetable(table)
+
+    def rows_of(self, start: int, stop: int) -> list[tuple[Rows, int]]:
+        """(source, row of it) for rows [start, stop) of the run: O(1) wherever they lie."""
+        if self._timetable is None:
+            return [(self.sources[0], int(row)) for row in self.sources[0].order(np.arange(start, stop))]
+        owner, number = self._timetable.of(start, stop)
+        row = np.empty_like(number)
+        for k, source in enumerate(self.sources):
+            row[owner == k] = source.order(number[owner == k])
+        return [(self.sources[k], int(r)) for k, r in zip(owner, row, strict=True)]
+
+    def _step(self, step: int) -> list[tuple[Rows, int]]:
+        return self.rows_of(self._offset(step), self._offset(step + 1))
 
     def micro_batches(self, step: int, micro_tokens: int) -> list[Batch]:
         """All micro batches of a step, `micro_tokens` tokens each at most (one row at least)."""
-        starts = self._starts(step)
+        rows = self._step(step)
         each = max(1, micro_tokens // self.sequence_length)
         return [
-            _rows_batch(self.shards, [(int(s), int(s) + self.sequence_length) for s in starts[i : i + each]])
-            for i in range(0, len(starts), each)
+            _rows_batch([piece for source, row in rows[i : i + each] for piece in source.pieces(row)])
+            for i in range(0, len(rows), each)
         ]
 
     def normaliser(self, step: int) -> float:
         """Targets of the step: its tokens less those that end a document."""
-        starts = self._starts(step)
-        ended = np.searchsorted(
-            self.shards.ends, starts + self.sequence_length, side="right"
-        ) - np.searchsorted(self.shards.ends, starts, side="right")
-        return float(max(1, len(starts) * self.sequence_length - int(ended.sum())))
+        targets = sum(source.targets(row) for source, row in self._step(step))
+        return float(max(1, targets))
+
+    def stream(self, start: int, stop: int) -> np.ndarray:
+        """Tokens [start, stop) of the run, in the order in which they are read: O(1) at any token, and no
+        matter of batches or ranks. Rows packed to less than `sequence_length` have no such numbers."""
+        length = self.sequence_length
+        assert all(source.packing == "chunk" for source in self.sources), "rows of equal length only"
+        first = start // length
+        parts = [
+            np.asarray(shards.tokens[a:b])
+            for source, row in self.rows_of(first, -(-stop // length))
+            for shards, a, b in source.pieces(row)
+        ]
+        return np.concatenate([*parts, np.zeros(0, np.int64)])[start - first * length :][: stop - start]
+
+    def tokens_of(self, step: int) -> list[int]:
+        """Tokens of each source in one step."""
+        rows = self._step(step)
+        return [
+            sum(stop - start for source, row in rows if source is one for _, start, stop in one.pieces(row))
+            for one in self.sources
+        ]
+
+    def tokens_read(self, steps: int, since: int = 0) -> list[int]:
+        """Tokens of each source in steps [since, steps): the realised mix, exactly."""
+        return [
+            source.tokens_before(after) - source.tokens_before(before)
+            for source, after, before in zip(
+                self.sources, self._counts(steps), self._counts(since), strict=True
+            )
+        ]
+
+    def _counts(self, step: int) -> tuple[int, ...]:
+        row = self._offset(step)
+        return (row,) if self._timetable is None else self._timetable.counts(row)
 
 
 class _Epochs:
@@ -195,13 +271,14 @@ def shard_batches(
     rows = [(at, min(at + sequence_length, stop)) for at in range(0, stop, sequence_length)]
     each = max(1, micro_tokens // sequence_length)
     for i in range(0, len(rows), each):
-        yield _rows_batch(shards, rows[i : i + each])
+        yield _rows_batch([(shards, a, b) for a, b in rows[i : i + each]])
 
 
-def _rows_batch(shards: Shards, spans: Sequence[tuple[int, int]]) -> Batch:
+def _rows_batch(pieces: Sequence[tuple[Shards, int, int]]) -> Batch:
+    """One batch of pieces (shards, start, stop)."""
     ids, targets, weights = [], [], []
     lengths: list[int] = []
-    for start, stop in spans:
+    for shards, start, stop in pieces:
         row = np.asarray(shards.tokens[start : stop + 1]).astype(np.int64)
         inner = shards.segments(start, stop)
         target = np.zeros(stop - start, np.int64)

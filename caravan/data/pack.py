@@ -5,8 +5,10 @@ Legend: N flat tokens of a batch, S segments.
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -78,6 +80,53 @@ def first_fit(lengths: Sequence[int], budget: int) -> list[list[int]]:
             room.set(at, room.of(at) - lengths[i])
         bins[at].append(i)
     return [sorted(b) for b in bins]
+
+
+def best_fit(lengths: Sequence[int] | np.ndarray, budget: int) -> np.ndarray:
+    """Bin of each item, int64: best-fit decreasing (Ding et al. 2024, arXiv 2404.10830).
+
+    The longest first, each into the fullest bin that still takes it. All items of one length go at once: the
+    tightest bin stays the tightest until it takes no more, so a bin with room r takes r // length of them in
+    a row. Time grows with the number of different lengths, not of items. An item above the budget has a bin
+    of its own.
+    """
+    sizes = np.asarray(lengths, dtype=np.int64)
+    assert budget > 0 and (not len(sizes) or int(sizes.min()) > 0), "lengths and budget are above 0"
+    out = np.empty(len(sizes), np.int64)
+    order = np.argsort(-sizes, kind="stable")
+    edges = [*np.flatnonzero(np.diff(sizes[order], prepend=-1)).tolist(), len(order)]
+    free: dict[int, np.ndarray] = {}
+    rooms: list[int] = []
+    made = 0
+
+    def give(room: int, bins: np.ndarray) -> None:
+        if room and len(bins):
+            if room not in free:
+                insort(rooms, room)
+            free[room] = np.concatenate([free[room], bins]) if room in free else bins
+
+    for first, stop in pairwise(edges):
+        items, size = order[first:stop], int(sizes[order[first]])
+        while len(items):
+            at = bisect_left(rooms, size)
+            if at < len(rooms):
+                room = rooms.pop(at)
+                bins = free.pop(room)
+            else:
+                room = max(budget, size)
+                bins = np.arange(made, made - (-len(items) // (room // size)), dtype=np.int64)
+                made += len(bins)
+            each = room // size
+            full, rest = divmod(min(len(items), each * len(bins)), each)
+            taken = np.repeat(bins[:full], each)
+            if rest:
+                taken = np.concatenate([taken, np.full(rest, bins[full])])
+                give(room - rest * size, bins[full : full + 1])
+            out[items[: len(taken)]] = taken
+            give(room - each * size, bins[:full])
+            give(room, bins[full + bool(rest) :])
+            items = items[len(taken) :]
+    return out
 
 
 class _Room:

@@ -126,12 +126,12 @@ def _ray_mapped(work: Callable[[A], B], batches: Iterable[A], workers: int) -> I
     mine = not ray.is_initialized()
     if mine:
         address = os.environ.get("RAY_ADDRESS")
-        here = {"num_cpus": workers, "include_dashboard": False}
+        here: dict[str, Any] = {"num_cpus": workers, "include_dashboard": False}
         ray.init(address=address, log_to_driver=False, configure_logging=False, **({} if address else here))
     window: deque[Any] = deque()
     try:
         most = 2 * max(workers, int(ray.cluster_resources().get("CPU", 1)))
-        task = ray.remote(num_cpus=1, max_retries=_ATTEMPTS)(_call)
+        task: Any = ray.remote(num_cpus=1, max_retries=_ATTEMPTS)(_call)
         shared = ray.put(work)  # sent to each node once, not with every batch
         for batch in batches:
             window.append(task.remote(shared, batch))

@@ -190,9 +190,9 @@ class Encode:
                 if ids:
                     ids.append(tok.eos)
         lengths = np.fromiter(map(len, rows), np.int64, len(rows))
-        ids = np.fromiter(chain.from_iterable(rows), np.uint32, int(lengths.sum()))
+        flat = np.fromiter(chain.from_iterable(rows), np.uint32, int(lengths.sum()))
         sizes = np.fromiter((len(text.encode("utf-8", "replace")) for text in texts), np.int64, len(texts))
-        return Block(ids, lengths, sizes)
+        return Block(flat, lengths, sizes)
 
 
 @contextlib.contextmanager

@@ -3,8 +3,9 @@
     shards -> model:  minimise -log p(next token of the document | what stands before it in the document)
 
 The size comes from one dial (`size` or `depth`); every number derived from it is printed with its reason.
-Documents in a row do not see each other, nothing is padded, the logits are never held at once, weights live
-in bf16 where that is fast. A killed run goes on where it was and ends with the same bytes.
+Several shards are mixed by `--mix`, exactly and in phases if wanted. Documents in a row do not see each
+other, nothing is padded, the logits are never held at once, weights live in bf16 where that is fast. A killed
+run goes on where it was and ends with the same bytes.
 """
 
 from __future__ import annotations
@@ -21,18 +22,19 @@ import torch
 from caravan.algos.optim import OptimConfig
 from caravan.algos.schedule import Schedule, ScheduleKind, batch_tokens_at
 from caravan.data.loader import PretrainLoader, shard_batches
-from caravan.data.shards import Shards
+from caravan.data.rows import Packing
 from caravan.data.tokenizer import Tokenizer
 from caravan.model.checkpoint import check_vocab, save_model
 from caravan.model.sizes import Reason, derive, fresh, suggested_lr
 from caravan.model.spec import Spec
-from caravan.stage import Runtime
+from caravan.stage import Runtime, series
+from caravan.stages._sources import Sources
 from caravan.store import Artefact
 from caravan.systems import loop, runtime
 from caravan.systems.train import Trainee, lm_loss
 from caravan.types import Batch, Loss, UserError
 
-INPUTS = {"shards": "shards"}
+INPUTS = {"shards": "shards+"}
 OUTPUT = "model"
 USES: dict[str, str] = {}
 VERSION = 1
@@ -54,6 +56,17 @@ class Config:
     """Tokens to train on; none: 20 per parameter, at most 4 epochs of the shards."""
     batch_tokens: int = 16384
     """Tokens of one optimiser step."""
+    packing: Packing = "chunk"
+    """How documents become rows: chunk cuts every `context` tokens; best_fit keeps documents whole, as many
+    to a row as fit best; document puts each into a row of its own."""
+    mix: tuple[str, ...] = ()
+    """Several --shards: a weight for each, as `3,1`; in phases, as `0.8:3,1 0.2:1,4` (share of the steps:
+    weights); `anneal:1,4` as the last phase lasts as long as wsd's rate falls. Empty: by size."""
+    mix_by: Literal["proportion", "epochs"] = "proportion"
+    """Weights are shares of the tokens, or how often each source is read (and so how long the run is, where
+    neither steps nor tokens are given)."""
+    mix_alpha: float = 1.0
+    """Without weights a source has a share of the tokens ~ its size to this power: 1 by size, 0 all alike."""
     ramp_steps: int = 0
     """Steps over which the batch grows from a quarter to `batch_tokens`."""
     micro_tokens: int = 4096
@@ -89,24 +102,31 @@ class Config:
 def run(cfg: Config, inputs: Mapping[str, Artefact], out: Path, rt: Runtime) -> dict[str, Any]:
     """Train and write the model folder; facts are numbers that a repeated run gives again."""
     machine = runtime.setup(rt, cfg.seed, cfg.precision)
-    folder = inputs["shards"].path
-    train, held = Shards.open(folder, "train"), Shards.open(folder, "heldout")
-    tok = Tokenizer.load(folder / "tokenizer")
-    spec, reasons = derive(None if cfg.depth else cfg.size, cfg.depth, train.vocab_size, cfg.context)
+    sources = Sources(series(inputs, "shards"))
+    folder, tok = sources.tokenizer, Tokenizer.load(sources.tokenizer)
+    spec, reasons = derive(None if cfg.depth else cfg.size, cfg.depth, sources.vocab_size, cfg.context)
     check_vocab(spec, tok.vocab_size)
-    plan, more = _plan(cfg, spec, len(train))
+    phases = sources.phases(cfg)
+    plan, more = _plan(cfg, spec, sources.tokens, sources.wanted(cfg))
+    loader = PretrainLoader(
+        sources.train, _batch_tokens(cfg), cfg.context, cfg.seed,
+        packing=cfg.packing, phases=phases, steps=plan.steps,
+    )  # fmt: skip
+    more += sources.table(loader, phases, plan.steps)
     for reason in [*reasons, *more, Reason("precision", str(machine.dtype)[6:], machine.dtype_reason)]:
         machine.say(f"{reason.name:>18}  {reason.value!s:<12} {reason.why}")
 
     model = fresh(spec, cfg.seed).to(machine.device)
     model.checkpoint_every = cfg.recompute
     trainee = Trainee(model, plan.optim, machine.dtype)
-    loader = PretrainLoader(train, _batch_tokens(cfg), cfg.context, cfg.seed)
     loss = partial(lm_loss, z_loss=cfg.z_loss)
-    evaluate = _evaluation(held if len(held) > 1 else train, tok, cfg, machine.device)
-    history = loop.run(trainee, loader, loss, plan, rt, evaluate, fresh_vocab=spec.vocab, say=machine.say)
+    evaluate = _evaluation(sources, tok, cfg, machine.device)
+    about = partial(sources.about, loader)
+    history = loop.run(
+        trainee, loader, loss, plan, rt, evaluate, fresh_vocab=spec.vocab, say=machine.say, about=about
+    )
     if machine.first:
-        save_model(model, out, folder / "tokenizer", machine.dtype)
+        save_model(model, out, folder, machine.dtype)
     final = history.best_eval if cfg.keep == "best" else history.last_eval
     return {
         "heldout_bits_per_byte": final["bits_per_byte"],
@@ -115,7 +135,8 @@ def run(cfg: Config, inputs: Mapping[str, Artefact], out: Path, rt: Runtime) -> 
         "parameters": spec.parameters,
         "tokens": int(history.tokens),
         "steps": history.step,
-        "epochs": round(history.tokens / max(1, len(train)), 3),
+        "epochs": round(history.tokens / max(1, sources.tokens), 3),
+        **sources.realised(loader, phases, history.step),
         "best_step": history.best_step,
         "skipped_steps": len(history.skipped),
         "rollbacks": len(history.rolled_back),
@@ -124,7 +145,9 @@ def run(cfg: Config, inputs: Mapping[str, Artefact], out: Path, rt: Runtime) -> 
     }
 
 
-def _plan(cfg: Config, spec: Spec, available: int) -> tuple[loop.LoopConfig, list[Reason]]:
+def _plan(
+    cfg: Config, spec: Spec, available: int, wanted: int | None = None
+) -> tuple[loop.LoopConfig, list[Reason]]:
     """Steps, learning rate and warm-up, with their reasons."""
     if cfg.context > cfg.batch_tokens:
         raise UserError(
@@ -133,6 +156,9 @@ def _plan(cfg: Config, spec: Spec, available: int) -> tuple[loop.LoopConfig, lis
         )
     reasons = []
     tokens = cfg.tokens
+    if cfg.steps is None and tokens is None and wanted:
+        tokens = wanted
+        reasons.append(Reason("training tokens", f"{tokens:,}", "the epochs asked for"))
     if cfg.steps is None and tokens is None:
         optimal, most = 20 * spec.parameters, 4 * available
         tokens = min(optimal, most)
@@ -174,11 +200,13 @@ def _batch_tokens(cfg: Config) -> int | Callable[[int], int]:
 
 
 def _evaluation(
-    shards: Shards, tok: Tokenizer, cfg: Config, device: torch.device
+    sources: Sources, tok: Tokenizer, cfg: Config, device: torch.device
 ) -> Callable[[torch.nn.Module], dict[str, float]]:
-    """Held-out loss in nats per token and bits per UTF-8 byte of the predicted tokens."""
-    batches = list(shard_batches(shards, cfg.micro_tokens, cfg.context, cfg.eval_tokens))
-    normaliser = sum(float(b.weight_N.sum()) for b in batches)
+    """Held-out loss in nats per token and bits per UTF-8 byte of the predicted tokens; of several sources
+    each has its part of `eval_tokens`, and bits of its own beside those of all."""
+    each = max(1, cfg.eval_tokens // len(sources.names))
+    parts = [list(shard_batches(one, cfg.micro_tokens, cfg.context, each)) for one in sources.heldout]
+    weights = [sum(float(b.weight_N.sum()) for b in batches) for batches in parts]
     bytes_V = torch.tensor(
         [len(tok.bytes_of(i)) for i in range(tok.vocab_size)], dtype=torch.float32, device=device
     )
@@ -189,12 +217,21 @@ def _evaluation(
         return replace(one, stats={**one.stats, "bytes": size})
 
     def evaluate(model: torch.nn.Module) -> dict[str, float]:
-        numbers = loop.heldout(model, batches, loss, normaliser)
-        bits = numbers["nll"] / math.log(2) / max(1.0, numbers["bytes"])
+        found = [loop.heldout(model, b, loss, w) for b, w in zip(parts, weights, strict=True)]
+        nll, size, correct, tokens = (
+            sum(one[k] for one in found) for k in ("nll", "bytes", "correct", "tokens")
+        )
+        mean = sum(one["loss"] * w for one, w in zip(found, weights, strict=True)) / sum(weights)
+        several = {
+            f"bits_per_byte {name}": one["nll"] / math.log(2) / max(1.0, one["bytes"])
+            for name, one in zip(sources.names, found, strict=True)
+            if len(found) > 1
+        }
         return {
-            "loss": numbers["loss"],
-            "bits_per_byte": bits,
-            "accuracy": numbers["correct"] / numbers["tokens"],
+            "loss": found[0]["loss"] if len(found) == 1 else mean,
+            "bits_per_byte": nll / math.log(2) / max(1.0, size),
+            "accuracy": correct / tokens,
+            **several,
         }
 
     return evaluate

@@ -10,7 +10,7 @@ checkpoint.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -89,13 +89,15 @@ def run(
     evaluate: Callable[[Any], dict[str, float]] | None = None,
     fresh_vocab: int | None = None,
     say: Callable[[str], None] = lambda text: None,
+    about: Callable[[int], Mapping[str, Any]] = lambda step: {},
 ) -> History:
     """Train for `cfg.steps` steps; afterwards the trainee holds the weights `cfg.keep` asks for.
 
     `loss(model, micro_batch, normaliser)` is divided by the step's normaliser already. `evaluate(model)` runs
     on every rank, returns the same numbers everywhere, and `loss` among them is what `keep="best"` minimises.
     `fresh_vocab` is given for an untrained model (audit of the first loss); `say` gets warnings and events as
-    sentences. Raises UserError when training diverges or a step has no supervised token.
+    sentences; `about(step)` adds numbers of the data to a step's metrics. Raises UserError when training
+    diverges or a step has no supervised token.
     """
     work, first = Path(rt.work), parallel.rank_world()[0] == 0
     history, guard = _resume(trainee, Guard(cfg.guard), work, say)
@@ -113,7 +115,13 @@ def run(
             _first_step_audit(trainee, batches, done.loss, fresh_vocab, say)
         verdict = guard.record(done.loss, done.grad_norm, done.applied)
         history.step = step + 1
-        numbers: dict[str, Any] = {"loss": done.loss, "lr": lr, "grad_norm": done.grad_norm, **done.stats}
+        numbers: dict[str, Any] = {
+            "loss": done.loss,
+            "lr": lr,
+            "grad_norm": done.grad_norm,
+            **done.stats,
+            **about(step),
+        }
         if verdict == "ok":
             history.tokens += total
             history.last_loss = done.loss
@@ -153,7 +161,7 @@ def run(
         assert best is not None and best.step == history.best_step, (
             "the best checkpoint is gone from the work folder"
         )
-        trainee.load_masters(best.tensors["master"])
+        trainee.load_weights(best.tensors)
     return history
 
 
@@ -199,7 +207,7 @@ def _keep_best(trainee: Trainee, history: History, work: Path, cfg: LoopConfig, 
     if history.best_step is None or history.last_eval["loss"] < history.best_eval["loss"]:
         history.best_step, history.best_eval = history.step, history.last_eval
         if cfg.keep == "best" and first:
-            state.save(work / "best", history.step, {"master": trainee.optimiser.master}, {})
+            state.save(work / "best", history.step, trainee.weights(), {})
         parallel.barrier()
 
 
