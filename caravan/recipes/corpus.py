@@ -28,6 +28,7 @@ from caravan.store import Artefact, Store
 from caravan.types import UserError
 
 TEXT_KEYS = ("text", "content", "raw_content")
+CONTAMINATED = ("cut", "mask", "drop", "report")
 READABLE = (".json", ".jsonl", ".csv", ".tsv")
 WHOLE_BYTES = 256 << 20
 """A .json file larger than this is left as it is: an array must be read at once."""
@@ -41,7 +42,10 @@ class Config:
     raw: Path
     """Your texts: a file or a folder of any known formats."""
     benchmarks: Path | None = None
-    """Questions that must not be in the text: a file or folder; what repeats them is removed."""
+    """Questions that must not be in the text: a file or folder."""
+    contaminated: str = "cut"
+    """What happens where the text repeats one: cut it out with its surroundings, mask, drop the document, or
+    report."""
     skip: tuple[str, ...] = ()
     """Files and folders of `raw` to leave out, by their path in it."""
     records: bool = True
@@ -76,8 +80,9 @@ def main(cfg: Config, store: Store, rt: stage.Runtime) -> int:
     for path in (cfg.raw, cfg.benchmarks):
         if path is not None and not path.expanduser().exists():
             raise UserError(f"there is no file or folder {path}", "the path is taken from the current folder")
-    if cfg.pii not in ("replace", "drop", "keep"):
-        raise UserError(f"personal data cannot be `{cfg.pii}`", "replace, drop or keep")
+    for value, known in ((cfg.pii, ("replace", "drop", "keep")), (cfg.contaminated, CONTAMINATED)):
+        if value not in known:
+            raise UserError(f"`{value}` is no way to treat what is found", f"one of {', '.join(known)}")
     road = walk(Caravan(store, rt), cfg)
     print(f"page: {write_page(store, road, cfg.page.expanduser())}", file=sys.stderr)
     print(road.shards.ref)
@@ -95,7 +100,7 @@ def walk(c: Caravan, cfg: Config) -> Road:
     made.append(c.dedup(corpus=made[-1], near=cfg.near, substring=cfg.substring))
     if cfg.benchmarks is not None:
         questions = c.add(cfg.benchmarks.expanduser())
-        made.append(c.decontaminate(corpus=made[-1], benchmarks=questions))
+        made.append(c.decontaminate(corpus=made[-1], benchmarks=questions, action=cfg.contaminated))
     if cfg.pii != "keep":
         made.append(c.pii(corpus=made[-1], action=cfg.pii))
     tokenizer = c.tokenizer(corpus=made[-1], vocab=cfg.vocab)

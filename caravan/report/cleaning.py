@@ -7,7 +7,9 @@ their ids. What an artefact does not hold is left out.
 
 from __future__ import annotations
 
+import csv
 import heapq
+import json
 import math
 import zlib
 from collections import Counter
@@ -21,6 +23,7 @@ from caravan.data import records
 from caravan.report import read
 from caravan.report.plots import Histogram
 from caravan.store import Artefact, Store
+from caravan.types import UserError
 
 MOST_NAMES = 100_000
 """Sources, or copied texts, counted at a time; the rarest are forgotten when there are more."""
@@ -261,8 +264,6 @@ def licences(raw: Iterable[Artefact], found: Census) -> list[dict[str, Any]]:
 
 
 def _table(art: Artefact) -> dict[str, str]:
-    import csv
-
     for name in ("MANIFEST.tsv", "MANIFEST.csv"):
         path = art / name
         if path.is_file():
@@ -287,6 +288,27 @@ def _beside(stores: Iterable[Artefact], source: str) -> str:
                 if path.parent == folder and path.stem.lower() in LICENCE_FILES:
                     return f"see {name}"
     return "not stated"
+
+
+def contaminations(art: Artefact, most: int = 3) -> list[tuple[str, list[Text]]]:
+    """Benchmark -> places in the text where an item of it stood, as contamination.json samples them."""
+    path = art / "contamination.json"
+    try:
+        page = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except ValueError as problem:
+        raise UserError(
+            f"cannot read {path.name}: {problem}", "`caravan verify` tells what is whole"
+        ) from problem
+    out = []
+    for name, row in page.items():
+        shown = [
+            Text(draw=0, id="", source=f"item {s.get('item')}", text=read.clip(str(s.get("text", "")), 400),
+                 reason=f"in {s.get('document')}")
+            for s in row.get("samples", ())[:most]
+        ]  # fmt: skip
+        if shown:
+            out.append((str(name), shown))
+    return out
 
 
 def histograms(signals: Artefact, rules: Mapping[str, Mapping[str, Any]]) -> dict[str, Histogram]:

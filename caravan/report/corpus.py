@@ -248,7 +248,8 @@ def _tables(steps: Iterable[cleaning.Step], names: Mapping[str, str]) -> list[di
             columns = list(dict.fromkeys(c for row in rows.values() for c in row))
             cells = [[name, *(_cell(row.get(c)) for c in columns)] for name, row in rows.items()]
             step = names[read.key_of(s.art)]
-            out.append({"title": title, "step": step, "columns": columns, "rows": cells})
+            shown = cleaning.contaminations(s.art) if title == TABLES["benchmarks"] else []
+            out.append({"title": title, "step": step, "columns": columns, "rows": cells, "shown": shown})
     return out
 
 
