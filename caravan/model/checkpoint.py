@@ -49,7 +49,20 @@ def read_config(folder: Path | str) -> dict[str, Any]:
 def load_spec(folder: Path | str) -> Spec:
     """What the model in a folder is, from config.json alone."""
     config = read_config(folder)
-    return _family(config, folder).spec(config)
+    return _spec(config, folder)
+
+
+def _spec(config: Mapping[str, Any], folder: Path | str) -> Spec:
+    """The Spec of a config.json. Readers name what is wrong with a key; whatever they did not think of is
+    still an error in the file, not in the program."""
+    try:
+        result: Spec = _family(config, folder).spec(config)
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{folder}/config.json cannot be understood: {str(error)[:200]}",
+            "a key has a value that no model of this family has",
+        ) from error
+    return result
 
 
 def _family(config: Mapping[str, Any], folder: Path | str) -> Any:
@@ -93,7 +106,7 @@ def load_backbone(
     damaged files.
     """
     config = read_config(folder)
-    spec = _family(config, folder).spec(config)
+    spec = _spec(config, folder)
     tensors = read_tensors(folder, config)
     if "score.weight" in tensors:
         raise UserError(
@@ -162,7 +175,7 @@ def empty(family: Any, config: Mapping[str, Any], spec: Spec, folder: Path | str
     try:
         with torch.device("meta"):
             return getattr(family, "MODULE", Decoder)(spec, str(config["model_type"]), dict(config))
-    except (RuntimeError, OverflowError) as error:  # sizes whose product no machine can count
+    except (RuntimeError, OverflowError, TypeError) as error:  # sizes whose product no machine can count
         raise UserError(
             f"{folder}/config.json describes no model that could be: {str(error).splitlines()[0]}",
             "the file was edited or damaged",
@@ -274,7 +287,7 @@ def load_classifier(
     family = _family(config, folder)
     if not hasattr(family, "POOL"):
         raise UserError(f"{folder}: '{config['model_type']}' is no encoder", "it can be a reward model only")
-    spec = replace(family.spec(config), head=False)
+    spec = replace(_spec(config, folder), head=False)
     tensors = read_tensors(folder, config)
     key = _stored(rules.of(family), "score", tensors)
     if key is None:
@@ -298,7 +311,7 @@ def load_reward(
         if model.score.count != 1:
             raise UserError(f"{folder} tells {model.score.count} labels apart", "a reward has one label")
         return model
-    spec = replace(_family(config, folder).spec(config), head=False)
+    spec = replace(_spec(config, folder), head=False)
     tensors = read_tensors(folder, config)
     if "score.weight" not in tensors:
         raise UserError(

@@ -1,6 +1,7 @@
 """`hf:ORG/NAME[@REVISION]` -> a local folder, through huggingface_hub's cache.
 
-Only weights in safetensors, JSON, tokenizer files and chat templates are asked for: no code, no pickle.
+Only weights in safetensors, JSON, tokenizer files, chat templates and what says the licence are asked for: no
+code, no pickle.
 HF_ENDPOINT, HF_HOME, HF_TOKEN and HF_HUB_OFFLINE work as everywhere. Nothing here runs unless an `hf:` id
 asks for it.
 """
@@ -30,7 +31,10 @@ ALLOWED = [
     "*.tiktoken",
     "rwkv_vocab*.txt",
     "*.jinja",
+    "README.md",
+    "LICENSE*",
 ]
+WEIGHTS = ("model*.safetensors", "model.safetensors.index.json")
 NAME = re.compile(r"hf:(?P<repo>[\w.-]+(?:/[\w.-]+)?)(?:@(?P<revision>[\w./-]+))?")
 
 
@@ -42,8 +46,9 @@ def parse(reference: str) -> tuple[str, str | None]:
     return found["repo"], found["revision"]
 
 
-def fetch(reference: str) -> Path:
-    """Download what is missing of `hf:ORG/NAME[@REVISION]` and return the local folder.
+def fetch(reference: str, weights: bool = True) -> Path:
+    """Download what is missing of `hf:ORG/NAME[@REVISION]` and return the local folder; without `weights`
+    only the small files.
 
     Raises UserError when the id is malformed, unknown or gated, when the network is out of reach, or when the
     repository has no safetensors.
@@ -51,9 +56,10 @@ def fetch(reference: str) -> Path:
     repo, revision = parse(reference)
     from huggingface_hub import errors, snapshot_download  # late: nobody else pays for it
 
+    wanted = [name for name in ALLOWED if weights or name not in WEIGHTS]
     endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
     try:
-        folder = Path(snapshot_download(repo, revision=revision, allow_patterns=ALLOWED))
+        folder = Path(snapshot_download(repo, revision=revision, allow_patterns=wanted))
     except errors.GatedRepoError:
         raise UserError(
             f"{repo} is gated", f"accept its terms at {endpoint}/{repo}, then set HF_TOKEN to your token"
@@ -74,6 +80,6 @@ def fetch(reference: str) -> Path:
         raise UserError(
             f"downloading {repo} failed: {error}", "try again; what has arrived is kept"
         ) from None
-    if not any(folder.glob("*.safetensors")):
+    if weights and not any(folder.glob("*.safetensors")):
         raise UserError(f"{repo} has no .safetensors file", "other formats can run code and are not loaded")
     return folder

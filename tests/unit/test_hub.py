@@ -78,7 +78,8 @@ from caravan.model import hub
 from caravan.types import UserError
 for reference in sys.argv[1:]:
     try:
-        print("ok", hub.fetch(reference))
+        light = reference.endswith("#light")
+        print("ok", hub.fetch(reference.removesuffix("#light"), weights=not light))
     except UserError as error:
         print("error", error, "|", error.hint)
 """
@@ -107,6 +108,10 @@ def fetch(endpoint: str, home: Path, *references: str) -> list[str]:
 
 
 def test_fetch_takes_weights_and_words_but_no_code(endpoint: str, tmp_path: Path) -> None:
+    (light,) = fetch(endpoint, tmp_path / "light", "hf:org/good#light")
+    names = {p.name for p in Path(light.removeprefix("ok ")).iterdir()}
+    assert names == {"config.json", "tokenizer.json", "chat_template.jinja", "README.md"}
+    assert not any(".safetensors" in path for path in asked if "/resolve/" in path)
     good, gated, missing, revision, pickle = fetch(
         endpoint,
         tmp_path,
@@ -118,7 +123,8 @@ def test_fetch_takes_weights_and_words_but_no_code(endpoint: str, tmp_path: Path
     )
     assert good.startswith("ok ")
     names = {p.name for p in Path(good.removeprefix("ok ")).iterdir()}
-    assert names == {"config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja"}
+    words = {"config.json", "tokenizer.json", "chat_template.jinja", "README.md"}
+    assert names == words | {"model.safetensors"}
     assert "org/gated is gated" in gated and "HF_TOKEN" in gated
     assert "no model 'org/missing'" in missing
     assert "no revision 'nope'" in revision

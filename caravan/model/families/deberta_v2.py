@@ -69,6 +69,8 @@ def _parts(config: Mapping[str, Any], name: str, known: tuple[str, ...]) -> tupl
     """A list, or words joined by '|', all of them known; in the order of `known`."""
     value = config.get(name) or []
     words = value.lower().split("|") if isinstance(value, str) else value
+    if not isinstance(words, list):
+        raise keys.wrong(name, value, "words")
     found = [str(word).strip() for word in words if str(word).strip()]
     for word in found:
         if word not in known:

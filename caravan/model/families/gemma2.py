@@ -31,7 +31,7 @@ def sandwich(config: Mapping[str, Any], slides: Any) -> Spec:
     """A Gemma with norms before and after each sublayer; slides(layer) where `layer_types` is silent."""
     act = config.get("hidden_activation") or config.get("hidden_act") or "gelu_pytorch_tanh"
     value = llama.with_layers(gemma.base({**config, "hidden_act": act}), post="out")
-    scale = keys.real(config, "query_pre_attn_scalar", default=256) ** -0.5
+    scale = keys.positive(config, "query_pre_attn_scalar", default=256) ** -0.5
     size = llama.window(config)
     kinds = llama.layer_kinds(config, len(value.layers), slides)
     value = llama.with_attention(

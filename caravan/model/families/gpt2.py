@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from caravan.model import keys
 from caravan.model.families import llama
 from caravan.model.spec import FFN, Attn, Layer, Norm, Spec
 
@@ -26,23 +27,24 @@ drop \.attn\.bias$ \.attn\.masked_bias$
 def spec(config: Mapping[str, Any]) -> Spec:
     """config.json -> Spec; `scale_attn_by_inverse_layer_idx` (CRFM) divides the scores by the layer's
     number."""
-    d, heads = llama.need(config, "n_embd"), llama.need(config, "n_head")
-    norm = Norm(kind="layer", eps=float(config.get("layer_norm_epsilon", 1e-5)), bias=True)
-    scale = (d // heads) ** -0.5 if config.get("scale_attn_weights", True) else 1.0
-    attn = Attn(n_head=heads, n_kv=heads, head_dim=d // heads, qkv_bias=True, o_bias=True, scale=scale)
-    act = llama.activation(config.get("activation_function", "gelu_new"))
-    ffn = FFN(kind="mlp", d_ff=config.get("n_inner") or 4 * d, act=act, bias=True)
+    d, heads = keys.size(config, "n_embd"), keys.size(config, "n_head")
+    norm = Norm(kind="layer", eps=keys.real(config, "layer_norm_epsilon", default=1e-5), bias=True)
+    width = keys.head_dim(d, heads, "n_head")
+    scale = width**-0.5 if keys.flag(config, "scale_attn_weights", default=True) else 1.0
+    attn = Attn(n_head=heads, n_kv=heads, head_dim=width, qkv_bias=True, o_bias=True, scale=scale)
+    act = keys.activation(config, "activation_function", default="gelu_new")
+    ffn = FFN(kind="mlp", d_ff=keys.size(config, "n_inner", default=4 * d), act=act, bias=True)
     layer = Layer(attn=attn, ffn=ffn, norm=norm)
     result = Spec(
-        vocab=llama.need(config, "vocab_size"),
+        vocab=keys.size(config, "vocab_size"),
         d=d,
-        layers=(layer,) * llama.need(config, "n_layer"),
+        layers=(layer,) * keys.size(config, "n_layer"),
         final_norm=norm,
-        max_pos=llama.need(config, "n_positions"),
+        max_pos=keys.size(config, "n_positions"),
         pos="learned",
-        tie=bool(config.get("tie_word_embeddings", True)),
+        tie=keys.flag(config, "tie_word_embeddings", default=True),
     )
-    if config.get("scale_attn_by_inverse_layer_idx"):
+    if keys.flag(config, "scale_attn_by_inverse_layer_idx", default=False):
         return llama.with_attention(result, lambda i, attn: replace(attn, scale=attn.scale / (i + 1)))
     return result
 
