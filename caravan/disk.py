@@ -59,7 +59,7 @@ def plain_errors(doing: str) -> Iterator[None]:
     except Exception as err:
         code = getattr(err, "errno", None) if isinstance(err, OSError) else None
         where = f" ({err.filename})" if isinstance(err, OSError) and err.filename else ""
-        if code in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(err):
+        if code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or "No space left on device" in str(err):
             raise UserError(
                 f"the disk is full while {doing}{where}",
                 "free some space (`caravan gc` removes old unpublished runs) and run the same command again",

@@ -43,6 +43,8 @@ def files(
         return _model(source, kind), None
     if source.is_file():
         return {source.name: source}, None
+    if not source.is_dir():
+        raise UserError(f"{source} is neither a file nor a folder", "a pipe or a device has no end to hash")
     found = {p.relative_to(source).as_posix(): p for p in _visible(source)}
     for name in ("manifest.json", "timing.jsonl"):
         if name in found and (name == "timing.jsonl" or manifest(source) is None):

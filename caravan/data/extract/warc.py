@@ -164,14 +164,16 @@ def records(file: BinaryIO, complain: Complain, block_bytes: int, kinds: frozens
             complain(place, f"a block of at most {block_bytes:,} bytes, not {int(size):,}")
         elif wanted:
             yield Record(place, headers, block)
+    if not number:
+        complain("", "a WARC file (there is no record in it)")
 
 
 def _headers(head: bytes) -> dict[str, str]:
     """Header lines behind the first, names in lower case; the first of equal names holds."""
     found: dict[str, str] = {}
     last = ""
-    for line in head.decode("utf-8", "replace").splitlines()[1:]:
-        if line[:1] in (" ", "\t") and last:
+    for line in head.decode("utf-8", "replace").split("\n")[1:]:
+        if line[:1] in (" ", "\t") and last in found:
             found[last] += " " + line.strip()
             continue
         name, colon, value = line.partition(":")

@@ -127,21 +127,24 @@ def _unpacked(file: BinaryIO, suffix: str) -> Iterator[bytes]:
 def _unzstd(file: BinaryIO) -> Iterator[bytes]:
     """Frame after frame; a file that stops inside one is an error (the library's reader just ends there).
 
-    A decompressor gives all that its input holds, and 16 KB of zeros' zstd hold gigabytes: input goes in by
-    small pieces once output swells.
+    A decompressor gives all that its input holds, up to 128 KB for 4 bytes: input goes in by small pieces.
     """
-    frame, step = None, _CHUNK >> 2
-    while data := file.read(step):
+    frame, held, size = None, [], 0
+    while data := file.read(512):
         while data:
             if frame is None:
                 frame = zstandard.ZstdDecompressor(max_window_size=_DICTIONARY >> 1).decompressobj()
             out = frame.decompress(data)
-            step = 64 if len(out) > 64 * len(data) else _CHUNK >> 2
-            if out:
-                yield out
+            held.append(out)
+            size += len(out)
+            if size >= _CHUNK:
+                yield b"".join(held)
+                held, size = [], 0
             data = frame.unused_data if frame.eof else b""
             if frame.eof:
                 frame = None
+    if held:
+        yield b"".join(held)
     if frame is not None:
         raise EOFError("it stops inside a frame")
 

@@ -13,6 +13,8 @@ from caravan.data.formats._packed import Limits, OnBad, Problem, chunks, lines
 ARROW = (".arrow", ".feather", ".ipc")
 TABLES = (".parquet", ".csv", ".tsv", *ARROW)
 _ROWS = 256
+_END = b"\xff\xff\xff\xff\0\0\0\0"
+"""Ends an Arrow stream; one that was cut between two batches is told by its absence."""
 
 
 def parquet(path: Path, on_bad: OnBad) -> Iterator[tuple[str, Any]]:
@@ -55,6 +57,9 @@ def _arrow_batches(file: Any, ipc: Any) -> Iterator[Any]:
     else:
         file.seek(0)
         yield from ipc.open_stream(file)
+        file.seek(max(0, file.size() - 8))
+        if file.read(8) != _END:
+            raise ValueError("it stops before its end mark")
 
 
 def _rows(batch: Any) -> Iterator[Any]:
