@@ -15,6 +15,7 @@ from caravan.data.loader import (
     group_batches,
     shard_batches,
 )
+from caravan.data.permute import feistel, mix
 from caravan.data.render import Rendered
 from caravan.data.shards import Shards
 from caravan.types import UserError
@@ -161,3 +162,40 @@ def test_groups_stay_together(groups: list[list[int]], micro: int) -> None:
 def test_heldout_examples_all_come() -> None:
     batches = list(example_batches(examples_of([5, 9, 3]), 8))
     assert sorted(n for b in batches for n in b.lengths) == [3, 5, 9]
+
+
+def test_one_source_is_read_in_the_order_of_the_cipher() -> None:
+    """Worked out from the formula in the docs: artefacts made before must come out again."""
+    loader = PretrainLoader(toy_shards([10] * 30), 60, 10, seed=4)
+    got = [t // 10 for s in range(7) for b in loader.micro_batches(s, 60) for t in b.ids_N.tolist()[::10]]
+    order = [feistel(np.arange(30), 30, mix(4, epoch)) for epoch in (0, 1)]
+    assert got == np.concatenate(order)[:42].tolist()
+
+
+@settings(deadline=None)
+@given(sizes, st.integers(2, 16), st.sampled_from(["best_fit", "document"]), st.integers(0, 9))
+def test_packed_documents_stay_whole_and_each_comes_once(docs, length, packing, seed) -> None:
+    shards = toy_shards(docs)
+    loader = PretrainLoader(shards, 3 * length, length, seed, packing=packing)
+    pieces = sorted((a, b) for row in range(loader.rows) for _, a, b in loader.sources[0].pieces(row))
+    assert [a for a, _ in pieces] == [0, *(b for _, b in pieces[:-1])] and pieces[-1][1] == len(shards)
+    begins = {0, *(int(e) for e in shards.ends[:-1])}
+    for a, b in pieces:
+        owner = int(np.searchsorted(shards.ends, a, side="right"))
+        begin, end = max(x for x in begins if x <= a), int(shards.ends[owner])
+        assert (a - begin) % length == 0 and b == min(end, a + length), "cut only where it must be"
+    for step in (0, 1):
+        batches = loader.micro_batches(step, 2 * length)
+        assert loader.normaliser(step) == max(1.0, sum(float(b.weight_N.sum()) for b in batches))
+        for b in batches:
+            assert len(b.ids_N) <= 2 * length and b.pos_N.tolist() == [i for n in b.lengths for i in range(n)]
+            last = {int(e) for e in shards.ends}
+            for token, target, weight in zip(b.ids_N.tolist(), b.targets_N.tolist(), b.weight_N, strict=True):
+                assert (target, float(weight)) == ((0, 0.0) if token in last else (token + 1, 1.0))
+
+
+def test_packings_differ_in_what_they_leave_empty() -> None:
+    rng = np.random.default_rng(1)
+    shards = toy_shards([int(n) for n in rng.integers(2, 60, 400)])
+    rows = {p: PretrainLoader(shards, 640, 64, packing=p).rows for p in ("chunk", "best_fit", "document")}
+    assert rows["chunk"] <= rows["best_fit"] <= 1.05 * rows["chunk"] and rows["document"] == 400
