@@ -20,12 +20,14 @@ import orjson
 from caravan.data import formats, langid, records
 from caravan.data.dedup import Links, NearDuplicates, Ranks, Setting, signatures
 from caravan.data.tools import joined, order_problem
-from caravan.stage import Runtime
+from caravan.stage import Runtime, series
 from caravan.store import Artefact
 from caravan.types import Message, UserError
 
 _BATCH = 256
 _MEMORY = 256 << 20
+_WORDING = 20
+"""13-grams that more items of the benchmarks share are the wording of their prompts."""
 SURE = 0.65
 """A language is counted under its name from this probability on, else as `und` (FineWeb's threshold)."""
 
@@ -40,6 +42,8 @@ class Reading:
     """Whether to look for nearly equal texts, and to drop all but one of them."""
     similarity: float = 0.8
     """From this Jaccard similarity of 5-grams on (estimated) two texts are near duplicates."""
+    contaminated: Literal["count", "drop"] = "drop"
+    """What becomes of texts that hold an item of the benchmarks, where any are given."""
     max_chars: int = 200_000
     """Longer ones go to quarantine (characters)."""
     record_bytes: int = 16 << 20
@@ -56,6 +60,7 @@ class Intake:
         self.root = inputs["raw"].path
         self.quarantine = records.Quarantine(out / "quarantine.jsonl", self.root, rt.strict)
         self.counts: Counter[str] = Counter()
+        self.benchmarks = Benchmarks(series(inputs, "benchmarks")) if "benchmarks" in inputs else None
         self._why: Counter[str] = Counter()
         self._chosen: dict[str, str] = {}
         self._out = out
@@ -123,6 +128,8 @@ class Shelf:
             setting = Setting(similarity=self._cfg.similarity)
             self._near = NearDuplicates(_folder(self.work / f"{name}-near"), setting, _MEMORY)
         self._ranks = Ranks()
+        self._held: dict[int, set[int]] = {}
+        self._looked = 0
 
     def add(self, line: bytes, digest: str, key: str, forced: str, text: str) -> bool:
         """Keep a line unless an equal one (by `digest`) is here; `key` decides the split, `text` is what near
@@ -132,11 +139,10 @@ class Shelf:
             return False
         self._known.add(digest)
         self._spool.add(line, key, forced)
-        if self._near is not None:
-            self._ranks.add([int(digest[:16], 16)], [len(text)], [forced == "heldout"])
-            self._waiting.append(text)
-            if len(self._waiting) >= _BATCH:
-                self._sign()
+        self._ranks.add([int(digest[:16], 16)], [len(text)], [forced == "heldout"])
+        self._waiting.append(text)
+        if len(self._waiting) >= _BATCH:
+            self._look()
         return True
 
     def close(self) -> None:
@@ -150,17 +156,29 @@ class Shelf:
     def __len__(self) -> int:
         return len(self._spool)
 
-    def _sign(self) -> None:
+    def _look(self) -> None:
+        """Sign what waits, and look for benchmark items in it."""
         if self._near is not None and self._waiting:
             self._near.add(signatures(self._waiting, self._near.setting.places))
-            self._waiting = []
+        if self._intake.benchmarks is not None:
+            for place, found in enumerate(self._intake.benchmarks.search(self._waiting), self._looked):
+                if found:
+                    self._held[place] = found
+        self._looked += len(self._waiting)
+        self._waiting = []
 
     def write(self, out: Path, heldout_share: float) -> dict[str, int]:
         """train and heldout files, and removed.jsonl where something is; how many lines each, and what was
         left out."""
+        self._look()
         found = self._near_duplicates()
         drop = self._cfg.near_duplicates == "drop"
         reasons = {place: ("near duplicate", why) for place, why in found.items() if drop}
+        seen = self._intake.benchmarks.named(self._held) if self._intake.benchmarks is not None else {}
+        if self._cfg.contaminated == "drop":
+            reasons |= {
+                place: ("benchmark", f"holds {', '.join(names[:3])}") for place, names in seen.items()
+            }
         counts = dict.fromkeys(records.SPLITS, 0)
         files = {split: open(out / f"{split}{self.suffix}", "wb") for split in records.SPLITS}  # noqa: SIM115
         removed = open(out / "removed.jsonl", "ab") if reasons else None  # noqa: SIM115
@@ -179,12 +197,12 @@ class Shelf:
             **counts,
             "duplicates": self.counts["duplicates"],
             "near_duplicates": len(found),
+            **({"contaminated": len(seen)} if self._intake.benchmarks is not None else {}),
             "removed": len(reasons),
         }
 
     def _near_duplicates(self) -> dict[int, str]:
         """Place of each near duplicate, and what it resembles."""
-        self._sign()
         if self._near is None:
             return {}
         links = Links(len(self._spool))
@@ -197,6 +215,40 @@ class Shelf:
         return {
             int(a): f"resembles record {int(b) + 1} of those kept ({share:.2f})"
             for a, b, share in zip(copies, stays, alike, strict=True)
+        }
+
+
+class Benchmarks:
+    """Items that must not be in training text: their 13-grams (`data/decontaminate.py`), and who has them."""
+
+    def __init__(self, folders: Sequence[Artefact]) -> None:
+        from caravan.data import benchmarks
+        from caravan.data.decontaminate import Index, template
+
+        self._index = Index()
+        self._items: list[str] = []
+        self._owner_of: list[int] = []
+        for folder in folders:
+            for item in benchmarks.read(folder.path):
+                for text in item.texts:
+                    self._index.add(text)
+                    self._owner_of.append(len(self._items))
+                self._items.append(f"{item.benchmark} {item.id}")
+        self._spared = template(self._index, self._owner_of, _WORDING)
+
+    def search(self, texts: Sequence[str]) -> list[set[int]]:
+        """n-grams of items in each text; those that are a prompt's wording rather than an item's are not
+        looked at."""
+        return [{hit.gram for hit in hits} - self._spared for hits in self._index.search(texts)]
+
+    def named(self, held: Mapping[int, set[int]]) -> dict[int, list[str]]:
+        """Place of a text -> the items it holds."""
+        return {
+            place: [
+                self._items[item]
+                for item in sorted({self._owner_of[t] for g in found for t in self._index.owners(g)})
+            ]
+            for place, found in held.items()
         }
 
 

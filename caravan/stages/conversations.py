@@ -14,7 +14,7 @@ from caravan.stages._intake import Intake, Languages, Reading, Sizes
 from caravan.store import Artefact
 from caravan.types import Conversation
 
-INPUTS = {"raw": "raw"}
+INPUTS = {"raw": "raw", "benchmarks": "raw?"}
 OUTPUT = "conversations"
 USES: dict[str, str] = {}
 VERSION = 2

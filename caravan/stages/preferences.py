@@ -15,7 +15,7 @@ from caravan.stages._intake import Intake, Languages, Reading, Sizes
 from caravan.store import Artefact
 from caravan.types import Labelled, Message, Ranking
 
-INPUTS = {"raw": "raw"}
+INPUTS = {"raw": "raw", "benchmarks": "raw?"}
 OUTPUT = "preferences"
 USES: dict[str, str] = {}
 VERSION = 2
@@ -60,7 +60,7 @@ def run(cfg: Config, inputs: Mapping[str, Artefact], out: Path, rt: Runtime) -> 
     if single:
         facts |= {"labels": single["train"] + single["heldout"], "train_labels": single["train"],
                   "heldout_labels": single["heldout"]}  # fmt: skip
-        for name in ("duplicates", "near_duplicates", "removed"):
+        for name in {"duplicates", "near_duplicates", "contaminated", "removed"} & single.keys():
             facts[name] += single[name]
     else:
         labels.close()
