@@ -239,7 +239,7 @@ def _sampled(world: World) -> list[tuple[Item, list[int], Completion]]:
 
 
 def _latest(ids: list[int], context: int, judge: RewardModel) -> list[int]:
-    """The end of what a judge is given, as long as it can read; the first token stays if it is asked there."""
+    """The end of what a judge is given, as long as it reads; the first token stays if it is asked there."""
     if len(ids) <= context:
         return ids
     kept = 1 if isinstance(judge.score, PooledHead) and judge.score.reads == "first" else 0
