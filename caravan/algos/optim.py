@@ -44,6 +44,8 @@ class OptimConfig:
     """Muon: Nesterov momentum."""
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this global norm; 0 never."""
+    balance_rate: float = 0.001
+    """Routers with a choice bias (DeepSeek-V3): how far it moves per step towards evenly used experts."""
 
 
 @dataclass(frozen=True)

@@ -62,5 +62,5 @@ def ranks_agree(trainee: Trainee, step: int) -> None:
     """equal-ranks: all ranks hold the same weights, byte for byte. Raises RuntimeError if not."""
     if parallel.rank_world()[1] == 1:
         return
-    if not parallel.equal_everywhere(parallel.fingerprint({"master": trainee.optimiser.master})):
+    if not parallel.equal_everywhere(parallel.fingerprint(trainee.weights())):
         raise RuntimeError(f"audit equal-ranks: weights differ between ranks at step {step}; the run is void")

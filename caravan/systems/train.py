@@ -25,6 +25,7 @@ from caravan.model.checkpoint import wide_names
 from caravan.model.decoder import Decoder, prefixes
 from caravan.model.ffn.moe import balance_loss
 from caravan.systems import parallel
+from caravan.systems.balance import Balance
 from caravan.types import Batch, Loss
 
 M = TypeVar("M", bound=nn.Module)
@@ -37,7 +38,7 @@ class Trainee:
 
     `keep_fp32`: prefixes of parameter names that stay fp32 (a scalar score head). Parameters with
     requires_grad False are cast and left alone. Attributes: `model`, `slots` (where each parameter lives in
-    the flat buffers), `optimiser`.
+    the flat buffers), `optimiser`, `balance` (choice biases of routers, which no gradient moves).
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class Trainee:
             if not p.requires_grad and name not in always:
                 p.data = p.data.to(dtype)
         self.optimiser = Optimiser(config, self.slots, master, compute)
+        self.balance = Balance(model, config.balance_rate)
         parallel.broadcast_(master)
         self.optimiser.refresh()
 
@@ -111,7 +113,12 @@ class Trainee:
 
     def tensors(self, prefix: str = "") -> dict[str, Tensor]:
         """What a checkpoint must hold (references); `prefix` tells several trainees apart."""
-        return {prefix + name: tensor for name, tensor in self.optimiser.state().items()}
+        everything = {**self.optimiser.state(), **self.balance.tensors()}
+        return {prefix + name: tensor for name, tensor in everything.items()}
+
+    def weights(self) -> dict[str, Tensor]:
+        """What of it the model itself is (references)."""
+        return {"master": self.optimiser.master, **self.balance.tensors()}
 
     def scalars(self, prefix: str = "") -> dict[str, Any]:
         """The JSON part of the state."""
@@ -121,12 +128,14 @@ class Trainee:
         """Restore what `tensors` and `scalars` gave, bit for bit."""
         own = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
         self.optimiser.load(own, scalars[prefix + "optimiser_steps"])
+        self.balance.load(own)
 
     @torch.no_grad()
-    def load_masters(self, master: Tensor) -> None:
-        """Put other weights in (the best checkpoint's), without touching the moments."""
-        self.optimiser.master.copy_(master)
+    def load_weights(self, tensors: Mapping[str, Tensor]) -> None:
+        """Put other `weights` in (the best checkpoint's), without touching the moments."""
+        self.optimiser.master.copy_(tensors["master"])
         self.optimiser.refresh()
+        self.balance.load(tensors)
 
 
 @dataclass(frozen=True)
@@ -147,7 +156,8 @@ def train_step(
     lr: float,
     accept: Callable[[float, float], bool] | None = None,
 ) -> StepResult:
-    """Gradient over `batches` (this rank's share of the step), all-reduce, clip, finite check, update.
+    """Gradient over `batches` (this rank's share of the step), all-reduce, clip, finite check, update. An
+    update also moves the choice biases of routers.
 
     `loss(batch)` must already be divided by the normaliser of the whole step (all micro batches of all
     ranks), so that values and gradients simply add up. `accept(loss, grad_norm)`, if given, may refuse the
@@ -169,6 +179,7 @@ def train_step(
     numbers = parallel.sum_(
         torch.stack([value, *(total.get(name, torch.zeros_like(value)) for name in names)])
     )
+    chosen = trainee.balance.counts()
     norm = torch.linalg.vector_norm(trainee.grad)
     loss_value, *stats, grad_norm = torch.cat([numbers, norm[None]]).tolist()
     finite = math.isfinite(loss_value) and math.isfinite(grad_norm)
@@ -177,6 +188,7 @@ def train_step(
         limit = trainee.config.max_grad_norm
         scale = limit / (grad_norm + 1e-6) if limit and grad_norm > limit else 1.0
         trainee.optimiser.step(trainee.grad, lr, scale)
+        trainee.balance.move(chosen)
     return StepResult(loss_value, grad_norm, applied, dict(zip(names, stats, strict=True)))
 
 

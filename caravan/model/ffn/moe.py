@@ -68,6 +68,10 @@ class Router:
         return score_NK / (score_NK.sum(-1, keepdim=True) + self.moe.eps) * self.moe.scale
 
 
+def _nothing(end_X: Tensor) -> None:
+    """Choices that nobody asks for are not counted."""
+
+
 def _as_is(x: Tensor) -> Tensor:
     return x
 
@@ -115,6 +119,8 @@ class Mixture(nn.Module):
         self.shared_gate = nn.Linear(d, 1, bias=False) if moe.shared_gate else None
         assert moe.shared_ff or not moe.shared_gate, "a gate on a shared expert that does not exist"
         self.add_shared = self._adder()
+        self.seen: Tensor | None = None
+        self.count = _nothing if self.router_bias is None else self._count
 
     @property
     def fused(self) -> dict[str, tuple[int, ...]]:
@@ -125,6 +131,20 @@ class Mixture(nn.Module):
         if self.shared is None:
             return self._alone
         return self._with_shared if self.shared_gate is None else self._with_gated
+
+    def _count(self, end_X: Tensor) -> None:
+        """Remember how many choices fell on each expert, while training. Activations that are recomputed are
+        counted twice, all experts of the layer alike."""
+        if torch.is_grad_enabled():
+            count_X = end_X.diff(prepend=torch.zeros_like(end_X[:1])).long()
+            self.seen = count_X if self.seen is None else self.seen + count_X
+
+    def taken(self) -> Tensor:
+        """[X] int64 choices of each expert in passes with gradients since the last call."""
+        seen, self.seen = self.seen, None
+        if seen is None:
+            return torch.zeros(self.moe.n_expert, dtype=torch.int64, device=self.router.weight.device)
+        return seen
 
     def _inner(self, inner: Tensor) -> Tensor:
         gate, up = inner.chunk(2, -1)
@@ -149,6 +169,7 @@ class Mixture(nn.Module):
     def experts(self, x_ND: Tensor, weight_NK: Tensor, chosen_NK: Tensor) -> Tensor:
         """sum_k weight[n, k] * expert chosen[n, k] of x[n]: [N, D]."""
         groups = group(chosen_NK, self.moe.n_expert)
+        self.count(groups.end_X)
         inner_MF = self.inner(grouped_linear(dispatch(x_ND, groups), self.xin, groups.end_X))
         return combine(grouped_linear(inner_MF, self.xout, groups.end_X), weight_NK, groups)
 
