@@ -169,7 +169,7 @@ def same_shape(first: Path, other: Path) -> None:
     kinds = [checkpoint.read_config(folder).get("model_type") for folder in (first, other)]
     found = difference(checkpoint.load_spec(first), checkpoint.load_spec(other))
     if kinds[0] != kinds[1]:
-        found = ("model_type", *kinds)
+        found = ("model_type", kinds[0], kinds[1])
     if found is not None:
         name, left, right = found
         raise UserError(

@@ -94,5 +94,5 @@ def row_sources(old: Tokenizer, new: Tokenizer, folder: Path) -> Sequence[Sequen
                 "prune the tokenizer of this very model",
             )
         return [(i,) for i in kept]
-    pieces = [[tok.bytes_of(i) for i in range(tok.vocab_size)] for tok in (old, new)]
-    return of_pieces(*pieces, old.encode_continuation)
+    before, after = ([tok.bytes_of(i) for i in range(tok.vocab_size)] for tok in (old, new))
+    return of_pieces(before, after, old.encode_continuation)

@@ -13,21 +13,11 @@ from typing import Any
 
 from caravan.data.tokenizer import Tokenizer, copy_files
 from caravan.model.merge import Method, Recipe, merge
-from caravan.stage import Runtime
+from caravan.stage import Runtime, series
 from caravan.store import Artefact
 from caravan.types import UserError
 
-INPUTS = {
-    "first": "model",
-    "second": "model",
-    "third": "model?",
-    "fourth": "model?",
-    "fifth": "model?",
-    "sixth": "model?",
-    "seventh": "model?",
-    "eighth": "model?",
-    "base": "model?",
-}
+INPUTS = {"model": "model+", "base": "model?"}
 OUTPUT = "model"
 USES: dict[str, str] = {}
 VERSION = 1
@@ -62,11 +52,13 @@ class Config:
 def run(cfg: Config, inputs: Mapping[str, Artefact], out: Path, rt: Runtime) -> dict[str, Any]:
     """Merge the models into `out`; returns what was done."""
     base = inputs.get("base")
-    models = [inputs[role].path for role in INPUTS if role != "base" and role in inputs]
+    models = [art.path for art in series(inputs, "model")]
+    if len(models) < 2:
+        raise UserError("one model cannot be merged", "give --model twice or more")
     if cfg.method in RELATIVE and base is None:
         raise UserError(f"{cfg.method} merges differences from a base", "give --base, or use --method linear")
     if cfg.method == "slerp" and (len(models) != 2 or cfg.weights):
-        raise UserError("slerp takes two models and t", "give --first and --second, and --t for the place")
+        raise UserError("slerp takes two models and t", "give --model twice, and --t for the place")
     if cfg.method not in RELATIVE and base is not None:
         raise UserError(f"{cfg.method} has no use for a base", "leave --base out, or use --method task")
     weights = cfg.weights or (1 / len(models),) * len(models)

@@ -15,7 +15,7 @@ from caravan.algos.optim import layout
 from caravan.model.checkpoint import wide_names
 from caravan.model.decoder import Decoder
 from caravan.model.heads import RewardModel
-from caravan.model.spec import Attn, Spec
+from caravan.model.spec import Attn, Layer, Spec
 from caravan.systems.train import fused_rows, linear_maps
 
 LEFT = ("router", "shared_gate", "dt")
@@ -114,7 +114,7 @@ def state(spec: Spec) -> int:
     """Bytes of the recurrent state of one sequence in bf16, however long; 0 for attention alone. One layer of
     each kind is run on one token to see."""
     total = 0
-    kinds: dict[object, int] = {}
+    kinds: dict[Layer, int] = {}
     for layer in spec.layers:
         kinds[layer] = kinds.get(layer, 0) + 1
     for layer, count in kinds.items():

@@ -14,7 +14,7 @@ from torch import Tensor
 from caravan.data.tokenizer import train
 from caravan.model import checkpoint, merge, sizes
 from caravan.model.decoder import Decoder
-from caravan.stage import Runtime, execute
+from caravan.stage import Runtime, execute, listed
 from caravan.stages import merge as stage
 from caravan.store import Artefact, Store
 from caravan.types import UserError
@@ -103,7 +103,7 @@ def models(store: Store, tmp_path: Path) -> list[Artefact]:
 def test_the_stage_merges_every_tensor(method: str, store: Store, models: list[Artefact]) -> None:
     from caravan.model.tensors import TensorFolder
 
-    inputs = {"first": models[0], "second": models[1]}
+    inputs = listed("model", models[:2])
     if method in stage.RELATIVE:
         inputs["base"] = models[2]
     cfg = stage.Config(method=method)  # type: ignore[arg-type]
@@ -124,7 +124,7 @@ def test_what_does_not_fit_is_named(store: Store, models: list[Artefact], tmp_pa
 
     def refused(other: Path, message: str) -> None:
         with pytest.raises(UserError, match=message):
-            execute(store, "merge", stage.Config(), {"first": first, "second": store.add(other, "model")})
+            execute(store, "merge", stage.Config(), listed("model", [first, store.add(other, "model")]))
 
     spec = model(0).spec
     norm = replace(spec.layers[0].norm, eps=1e-3)
@@ -141,6 +141,8 @@ def test_what_does_not_fit_is_named(store: Store, models: list[Artefact], tmp_pa
     config = json.loads((tmp_path / "type/config.json").read_text())
     (tmp_path / "type/config.json").write_text(json.dumps({**config, "model_type": "aquila"}))
     refused(tmp_path / "type", "model_type is 'llama'.*'aquila'")
+    with pytest.raises(UserError, match="one model cannot"):
+        execute(store, "merge", stage.Config(), {"model": first}, Runtime())
 
 
 @pytest.mark.parametrize(
@@ -159,4 +161,4 @@ def test_settings_that_cannot_be(
 ) -> None:
     with pytest.raises(UserError, match=message):
         cfg = stage.Config(**settings)  # type: ignore[arg-type]
-        execute(store, "merge", cfg, {"first": models[0], "second": models[1]}, Runtime())
+        execute(store, "merge", cfg, listed("model", models[:2]), Runtime())
