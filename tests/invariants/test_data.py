@@ -1,6 +1,7 @@
 """The five data stages, end to end on small data: what they promise whatever goes in."""
 
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,13 @@ from hypothesis import strategies as st
 
 from caravan import stage
 from caravan.data import records
+from caravan.data import shards as shard_files
 from caravan.data.loader import PretrainLoader
 from caravan.data.render import render
 from caravan.data.shards import Shards
 from caravan.data.tokenizer import Tokenizer
 from caravan.stage import Runtime
-from caravan.stages import conversations, corpus, preferences, shards, tokenizer
+from caravan.stages import conversations, corpus, preferences, pretrain, shards, tokenizer
 from caravan.store import Artefact, Store
 from caravan.types import UserError
 
@@ -298,3 +300,71 @@ def test_noise_is_quarantined_or_refused_never_a_crash(tmp_path: Path, noise: li
                 module.run(module.Config(), {"raw": raw}, out, Runtime(work=tmp_path))
             except UserError as error:
                 assert str(error)
+
+
+def test_processes_and_chunks_change_no_byte_of_shards(
+    road: dict[str, Artefact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = {"corpus": road["corpus"], "tokenizer": road["tokenizer"]}
+    for k, (size, threads) in enumerate(((4000, 1), (4000, 2), (1 << 20, 2))):
+        monkeypatch.setattr(shard_files, "CHUNK_BYTES", size)
+        again = stage.execute(
+            Store(tmp_path / str(k)), "shards", shards.Config(), given, Runtime(threads=threads)
+        )
+        assert again.id == road["shards"].id
+    assert shard_files.verify(road["shards"].path) == []
+
+
+def test_shards_of_one_language_only(road: dict[str, Artefact], tmp_path: Path) -> None:
+    given = {"corpus": road["corpus"], "tokenizer": road["tokenizer"]}
+    store = Store(tmp_path)
+    assert (
+        stage.execute(store, "shards", shards.Config(languages=("latin",)), given).facts
+        == road["shards"].facts
+    )
+    with pytest.raises(UserError, match="no training text"):
+        stage.execute(store, "shards", shards.Config(languages=("zh",)), given)
+
+
+def test_a_model_of_two_shards_reads_the_mix_it_was_asked_for(
+    road: dict[str, Artefact], tmp_path: Path
+) -> None:
+    store = Store(tmp_path / "store")
+    raw = store.add(write_lines(tmp_path / "more.jsonl", [{"text": prose(1000 + k)} for k in range(9)]))
+    more = stage.execute(store, "corpus", corpus.Config(), {"raw": raw})
+    given = {"corpus": more, "tokenizer": road["tokenizer"]}
+    two = [road["shards"], stage.execute(store, "shards", shards.Config(), given)]
+    cfg = pretrain.Config(
+        size="nano", context=32, batch_tokens=256, micro_tokens=128, steps=10, eval_tokens=128,
+        mix=("3,1", "anneal:1,7"), precision="fp32",
+    )  # fmt: skip
+    rt = Runtime(threads=1, device="cpu")
+    model = stage.execute(store, "pretrain", cfg, stage.listed("shards", two), rt)
+    big, small = (art.ref for art in two)
+    assert model.inputs == {"shards": f"shards/{two[0].id}", "shards.2": f"shards/{two[1].id}"}
+    assert model.facts["mix"][small]["tokens"] == 256 * (8 // 4) + 256 * 2 * 7 // 8
+    assert model.facts["mix_phases"] == [
+        {"steps": [0, 8], "tokens": {big: 8 * 192, small: 8 * 64}},
+        {"steps": [8, 10], "tokens": {big: 64, small: 448}},
+    ]
+    rows = [orjson.loads(line) for line in (model / "metrics.jsonl").read_bytes().splitlines()]
+    assert [r["tokens_by_source"] for r in rows][7:9] == [{big: 192, small: 64}, {big: 32, small: 224}]
+    assert f"bits_per_byte {small}" in rows[-1]["eval"]
+    by_epochs = replace(cfg, mix=("1,2",), mix_by="epochs", steps=None)
+    facts = stage.execute(store, "pretrain", by_epochs, stage.listed("shards", two), rt).facts["mix"]
+    assert [facts[r]["epochs"] for r in (big, small)] == pytest.approx([1, 2], rel=0.05)
+
+
+def test_a_mix_that_makes_no_sense_is_refused(road: dict[str, Artefact], tmp_path: Path) -> None:
+    store, one = Store(tmp_path), road["shards"]
+    with pytest.raises(UserError, match="needs several sources"):
+        stage.execute(store, "pretrain", pretrain.Config(mix=("1",)), {"shards": one})
+    with pytest.raises(UserError, match="given twice"):
+        stage.execute(store, "pretrain", pretrain.Config(), stage.listed("shards", [one, one]))
+    other = stage.execute(store, "tokenizer", tokenizer.Config(vocab=300), {"corpus": road["corpus"]})
+    given = {"corpus": road["corpus"], "tokenizer": other}
+    two = stage.listed("shards", [one, stage.execute(store, "shards", shards.Config(), given)])
+    with pytest.raises(UserError, match="different tokenizers"):
+        stage.execute(store, "pretrain", pretrain.Config(), two)
+    with pytest.raises(UserError, match=r"takes no `raw\.2`"):
+        stage.execute(store, "corpus", corpus.Config(), {"raw": one, "raw.2": one})
