@@ -73,6 +73,7 @@ class Spans:
         if self.tokens < self._span:
             return []
         search = _Search(
+            self._folder / "span.tokens",
             np.memmap(self._folder / "span.tokens", np.uint64, "r"),
             np.memmap(self._folder / "span.starts", np.int64, "r"),
             np.memmap(self._folder / "span.codes", np.uint32, "r"),
@@ -124,7 +125,9 @@ class Spans:
 
 @dataclass(frozen=True, slots=True)
 class _Search:
+    path: Path
     tokens_T: np.ndarray
+    """uint64, a memory map of `path`, for the few places that are looked at."""
     starts_T: np.ndarray
     """int64 [T + 1]: where each token begins among the characters, white space left out."""
     codes: np.ndarray
@@ -137,7 +140,9 @@ class _Search:
     def windows(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """(hashes uint64, places int64) of every `span` tokens in a row of one text."""
         for at in range(0, len(self.tokens_T), _CHUNK):
-            hashes = windows(np.asarray(self.tokens_T[at : at + _CHUNK + self.span - 1]), self.span)
+            # Read, not mapped: mapped pages count as memory of this process.
+            tokens = np.fromfile(self.path, np.uint64, _CHUNK + self.span - 1, offset=8 * at)
+            hashes = windows(tokens, self.span)
             first, last = np.searchsorted(self.ends_D, (at, at + _CHUNK + self.span), side="right")
             ends = self.ends_D[first:last]  # texts that end within reach
             begins = (
