@@ -61,6 +61,8 @@ class Config:
     """What happens to personal data: replace, drop the document, or keep."""
     vocab: int = 8192
     """Entries of the tokenizer."""
+    tokenizer_bytes: int = 16 << 20
+    """Text the tokenizer learns from, a sample by hashes (bytes)."""
     page: Path = Path("corpus.html")
     """Where the page is written."""
 
@@ -103,7 +105,7 @@ def walk(c: Caravan, cfg: Config) -> Road:
         made.append(c.decontaminate(corpus=made[-1], benchmarks=questions, action=cfg.contaminated))
     if cfg.pii != "keep":
         made.append(c.pii(corpus=made[-1], action=cfg.pii))
-    tokenizer = c.tokenizer(corpus=made[-1], vocab=cfg.vocab)
+    tokenizer = c.tokenizer(corpus=made[-1], vocab=cfg.vocab, sample_bytes=cfg.tokenizer_bytes)
     return Road(tuple(made), tokenizer, c.shards(corpus=made[-1], tokenizer=tokenizer))
 
 

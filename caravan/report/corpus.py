@@ -258,7 +258,8 @@ def _found(of: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
     text cut out as copied."""
     for key, title in TABLES.items():
         if isinstance(of.get(key), Mapping) and of[key]:
-            yield title, of[key]
+            # What was found most stands first; a mix stays in its order.
+            yield title, dict(sorted(of[key].items(), key=_weight)) if key == "benchmarks" else of[key]
     spans, holders = of.get("spans"), of.get("documents_with")
     if isinstance(spans, Mapping) and isinstance(holders, Mapping):
         found = {k: {"spans": n, "documents": holders.get(k, 0)} for k, n in spans.items()}
@@ -267,6 +268,10 @@ def _found(of: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
         yield "Copied spans cut out", spans
     if isinstance(sizes := of.get("clusters"), Mapping) and sizes:
         yield "Clusters of copies by size", {f"{k} texts": n for k, n in sizes.items()}
+
+
+def _weight(item: tuple[str, Any]) -> tuple[float, str]:
+    return -float(item[1].get("hit", 0)) if isinstance(item[1], Mapping) else 0.0, item[0]
 
 
 def _cell(value: Any) -> str:
