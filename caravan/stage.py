@@ -37,8 +37,9 @@ from caravan.types import UserError
 
 PACKAGE = Path(__file__).parent
 ROAD = (
-    *("corpus", "signals", "quality", "filter", "tokenizer", "shards", "pretrain", "conversations", "sft"),
-    *("preferences", "reward", "rl", "prefer", "evaluate", "quantize"),
+    *("corpus", "signals", "quality", "filter", "dedup", "decontaminate", "pii", "tokenizer", "shards"),
+    *("pretrain", "conversations", "sft", "preferences", "reward", "rl", "prefer", "evaluate"),
+    *("merge", "grow", "upcycle", "quantize"),
 )
 """The stages in the order of the journey; others come after them."""
 _DOC = re.compile(r'(?:\s*#[^\n]*\n)*\s*r?("""|"|\'\'\'|\')(.*?)(?<!\\)\1', re.DOTALL)
