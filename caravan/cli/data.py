@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Literal
 
 from caravan import config
 from caravan.cli.running import take
-from caravan.disk import plain_errors
 from caravan.store import Store
 from caravan.types import UserError
 
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from caravan.data.peek import Look, Peek
     from caravan.data.tokenizer import Tokenizer
 
+KINDS = ("conversations", "preferences", "corpus")
 USAGE = "show FILE|REF [--flag value ...]"
 
 
@@ -65,8 +65,10 @@ def _show(cfg: Config, target: str, store: Store) -> int:
     from caravan.data import peek
     from caravan.report import records
 
-    path = _source(store, target)
-    found = peek.open_source(path, cfg.kind, cfg.format, cfg.skip, max(cfg.n, cfg.sample))
+    path, kind = _source(store, target)
+    found = peek.open_source(
+        path, kind if cfg.kind == "auto" else cfg.kind, cfg.format, cfg.skip, max(cfg.n, cfg.sample)
+    )
     tok, about_tok = _tokenizer(cfg, found, store)
     looks = [list(peek.looks(value, tok, cfg.context)) for value in found.values]
     packing = peek.packing(list(itertools.chain.from_iterable(looks)), cfg.context)
@@ -80,24 +82,27 @@ def _show(cfg: Config, target: str, store: Store) -> int:
         print(f"not read: {peek.visible(problem)}", file=sys.stderr)
     if cfg.html:
         text = records.page(f"{target}", about, looks[: cfg.n], problems[:50], records.packed(packing))
-        with plain_errors(f"writing {cfg.html}"):
+        try:
             Path(cfg.html).expanduser().write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"cannot write {cfg.html}: {error.strerror}", "check the folder") from error
         print(f"page written to {cfg.html}", file=sys.stderr)
     return 0 if looks else 1
 
 
-def _source(store: Store, target: str) -> Path:
-    """The file or folder behind a path or an artefact; an artefact's training part."""
-    path = Path(target).expanduser()
+def _source(store: Store, target: str) -> tuple[Path, str]:
+    """The file or folder behind a path or an artefact (its training part), and what it holds, or auto."""
+    path, kind = Path(target).expanduser(), "auto"
     if not path.exists():
         try:
-            path = store.open(target).path
+            found = store.open(target)
+            path, kind = found.path, found.kind if found.kind in KINDS else "auto"
         except UserError as error:
             hint = "give a path, or an artefact of conversations or preferences"
             raise UserError(f"there is no file {target}, and no artefact of that name", hint) from error
     parts = [path / f"train{end}" for end in (".jsonl", ".labels.jsonl", ".jsonl.zst")]
     ours = [p for p in parts if path.is_dir() and p.exists() and p.stat().st_size]
-    return ours[0] if ours and (path / "manifest.json").exists() else path
+    return (ours[0] if ours and (path / "manifest.json").exists() else path), kind
 
 
 def _read_as(found: Peek) -> list[str]:
@@ -125,11 +130,14 @@ def _print(records: Sequence[Sequence[Look]]) -> None:
     from rich.console import Console
     from rich.text import Text
 
+    from caravan.data.peek import visible
     from caravan.report.records import plain, spans, summary
 
     console = Console(highlight=False, soft_wrap=True)
     coloured = console.is_terminal and not console.no_color
     for look in itertools.chain.from_iterable(records):
-        console.print(Text(f"\n── {summary(look)}", style="bold" if not look.problem else "bold red"))
+        console.print(
+            Text(f"\n── {visible(summary(look))}", style="bold" if not look.problem else "bold red")
+        )
         if look.pieces:
             console.print(Text.assemble(*spans(look)) if coloured else Text(plain(look)))

@@ -5,6 +5,7 @@ import gzip
 import json
 import lzma
 import os
+from collections import Counter
 from pathlib import Path
 
 import orjson
@@ -16,7 +17,9 @@ from hypothesis import strategies as st
 from caravan.data import formats
 from caravan.data.formats import Limits, Problem
 from caravan.data.formats._files import records
-from caravan.types import Conversation, Document, Message, Ranking, ToolCall, UserError
+from caravan.data.records import dump
+from caravan.data.tools import order_problem
+from caravan.types import Document, Message, UserError
 
 U, A, S, T = (lambda text, role=role: Message(role, text) for role in ("user", "assistant", "system", "tool"))
 
@@ -35,120 +38,6 @@ def one(tmp_path: Path, row: dict, kind: str):
     values, problems, chosen = read(path, kind)
     assert not problems and len(values) == 1
     return values[0], chosen["x.jsonl"].partition(":")[0]
-
-
-CONVERSATIONS = {
-    "alpaca": ({"instruction": "Add", "input": "1 2", "output": "3"}, (U("Add\n1 2"), A("3"))),
-    "sharegpt": (
-        {"system": "Be.", "conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]},
-        (S("Be."), U("q"), A("a")),
-    ),
-    "openai": (
-        {
-            "messages": [
-                {"role": "user", "content": [{"type": "text", "text": "q"}]},
-                {"role": "assistant", "content": "a"},
-            ]
-        },
-        (U("q"), A("a")),
-    ),
-    "kto": (
-        {"messages": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}], "label": True},
-        (U("q"), A("a")),
-    ),
-    "completion": ({"prompt": "q", "completion": "a\n<|endoftext|>"}, (U("q"), A("a"))),
-}
-
-
-@pytest.mark.parametrize("name", CONVERSATIONS)
-def test_conversation_formats(tmp_path: Path, name: str) -> None:
-    row, messages = CONVERSATIONS[name]
-    value, chosen = one(tmp_path, row, "conversations")
-    assert chosen == name
-    assert value == Conversation(messages, "", "x.jsonl")
-
-
-def test_alpaca_variants(tmp_path: Path) -> None:
-    row = {"instruction": "q", "input": "<noinput>", "output": "a", "history": [["p", "b"]], "id": 3}
-    value, _ = one(tmp_path, row, "conversations")
-    assert value.messages == (U("p"), A("b"), U("q"), A("a")) and value.id == "3"
-
-
-@pytest.mark.parametrize("history", [5, [["q"]], [["q", 1]], {"q": "a"}])
-def test_alpaca_history_must_be_pairs(tmp_path: Path, history: object) -> None:
-    rows = [{"instruction": "q", "output": "a", "history": h} for h in (history, "", [], None)]
-    (tmp_path / "x.jsonl").write_bytes(b"\n".join(map(orjson.dumps, rows)))
-    values, problems, _ = read(tmp_path, "conversations")
-    assert len(values) == 3 and "[question, answer]" in problems[0].expected
-
-
-def test_tools_and_function_calls(tmp_path: Path) -> None:
-    row = {
-        "tools": '[{"name": "add"}]',
-        "conversations": [
-            {"from": "human", "value": "q"},
-            {"from": "function_call", "value": '{"name": "add"}'},
-            {"from": "observation", "value": "3"},
-            {"from": "gpt", "value": "a"},
-        ],
-    }
-    value, _ = one(tmp_path, row, "conversations")
-    tool = '{"type":"function","function":{"name":"add"}}'
-    call = Message("assistant", "", (ToolCall("add", "{}"),))
-    assert value.messages == (Message("system", "", tools=(tool,)), U("q"), call, T("3"), A("a"))
-
-
-PREFERENCES = {
-    "hh": (
-        {
-            "chosen": "\n\nHuman: q\n\nAssistant: a\n\nHuman: r\n\nAssistant: good",
-            "rejected": "\n\nHuman: q\n\nAssistant: a\n\nHuman: r\n\nAssistant: bad",
-        },
-        Ranking((U("q"), A("a"), U("r")), ("good", "bad"), (0, 1), "", "x.jsonl"),
-    ),
-    "pairs": (
-        {"prompt": "q", "chosen": "good", "rejected": "bad"},
-        Ranking((U("q"),), ("good", "bad"), (0, 1), "", "x.jsonl"),
-    ),
-    "kwise": (
-        {"prompt": "q", "responses": ["a", "b", "c"], "scores": [0.1, 9, 9]},
-        Ranking((U("q"),), ("a", "b", "c"), (1, 0, 0), "", "x.jsonl"),
-    ),
-}
-
-
-@pytest.mark.parametrize("name", PREFERENCES)
-def test_preference_formats(tmp_path: Path, name: str) -> None:
-    row, ranking = PREFERENCES[name]
-    assert one(tmp_path, row, "preferences") == (ranking, name)
-
-
-@pytest.mark.parametrize(
-    "row",
-    [
-        {"prompt": [{"role": "user", "content": "q"}], "rejected": "b",
-         "chosen": {"role": "assistant", "content": "g"}},
-        {"conversations": [{"from": "human", "value": "q"}], "chosen": {"from": "gpt", "value": "g"},
-         "rejected": {"from": "gpt", "value": "b"}},
-        {"chosen": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "g"}],
-         "rejected": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "b"}]},
-        {"prompt": "q", "chosen": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "g"}],
-         "rejected": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "b"}]},
-        {"question": "q", "chosen": "g", "rejected": "b"},
-        {"prompt": "q", "responses": ["g", "b"], "ranks": [0, 1]},
-        {"prompt": "q", "responses": ["g", "b"], "ranks": [1, 2]},
-    ],
-)  # fmt: skip
-def test_pairs_in_every_dress(tmp_path: Path, row: dict) -> None:
-    value, _ = one(tmp_path, row, "preferences")
-    assert value == Ranking((U("q"),), ("g", "b"), (0, 1), "", "x.jsonl")
-
-
-def test_our_own_files_are_read_back(tmp_path: Path) -> None:
-    ranking = Ranking((S("s"), U("q")), ("a", "b", "c"), (2, 0, 1), "7", "me")
-    assert one(tmp_path, json.loads(orjson.dumps(ranking)), "preferences") == (ranking, "kwise")
-    conversation = Conversation((S("s"), U("q"), A("a")), "8", "me")
-    assert one(tmp_path, json.loads(orjson.dumps(conversation)), "conversations") == (conversation, "openai")
 
 
 def test_documents(tmp_path: Path) -> None:
@@ -320,7 +209,10 @@ def test_unreadable_folder_error_is_ours(tmp_path: Path, monkeypatch) -> None:
 KEYS = [
     *("text", "instruction", "input", "output", "history", "system", "conversations", "messages", "label"),
     *("tools", "prompt", "completion", "chosen", "rejected", "responses", "ranks", "scores", "from", "value"),
-    *("role", "content", "replies", "id", "split", "source"),
+    *("role", "content", "replies", "id", "split", "source", "tool_calls", "function", "name", "arguments"),
+    *("chat", "Human", "MOSS", "Commands", "turns", "speaker", "utterance", "frames", "instances", "inputs"),
+    *("targets", "context", "response", "completions", "question", "answer", "annotations", "history"),
+    *("message_id", "message_tree_id", "parent_id", "rank", "score_0", "score_1", "answer_0", "answer_1"),
 ]
 WORDS = ["", "x", "user", "human", "gpt", "assistant", "system", "\n\nHuman: q\n\nAssistant: a"]
 json_values = st.recursive(
@@ -343,7 +235,7 @@ def test_no_record_can_break_a_format(row: dict) -> None:
         for kind in module.KINDS if convert else ():
             try:
                 for value in convert(row, kind):
-                    orjson.dumps(value)
+                    dump(value)
             except ValueError as error:
                 assert type(error).__name__ == "Bad"
 
@@ -360,6 +252,11 @@ def test_the_registry_keeps_its_shape() -> None:
     [
         ("sft/glaive_toolcall_en_demo.json", "conversations", "sharegpt", 300),
         ("sft/glaive_toolcall_zh_demo.json", "conversations", "sharegpt", 300),
+        ("sft/sgd/train", "conversations", "sgd", 640),
+        ("sft/self_instruct_seed_tasks.jsonl", "conversations", "self_instruct", 175),
+        ("preference/oasst_en_100_tree.jsonl", "conversations", "oasst", 100),
+        ("preference/kto_en_demo.json", "preferences", "kto", 300),
+        ("preference/pandalm_human_3_annotators.jsonl", "preferences", "pandalm", 428),
         ("sft/zh_qa", "conversations", "alpaca", 9945),
         ("sft/identity.json", "conversations", "alpaca", 91),
         ("sft/t0", "conversations", "completion", 5904),
@@ -375,8 +272,24 @@ def test_real_data_sets(kit: Path, path: str, kind: str, name: str, count: int) 
     values, _, chosen = read(kit / path, kind)
     assert {c.partition(":")[0] for c in chosen.values()} == {name}
     assert len(values) == count
-    if name == "oasst":
+    if name == "oasst" and kind == "preferences":
         assert sum(len(list(v.pairs())) for v in values) == 754
+    calls = sum(len(m.tool_calls) for v in values if kind == "conversations" for m in v.messages)
+    assert calls == {"sft/glaive_toolcall_en_demo.json": 211, "sft/glaive_toolcall_zh_demo.json": 216,
+                     "sft/sgd/train": 1297}.get(path, 0)  # fmt: skip
+    if name == "sharegpt":  # every call names a listed tool; two observations lack a call
+        wrong = [order_problem(v.messages) for v in values]
+        assert sum(w is not None for w in wrong) == (2 if "zh" in path else 0)
+        assert sum(not m.tools for v in values for m in v.messages[:1]) == (100 if "zh" in path else 109)
+    if name == "sgd":
+        assert (
+            sum(m.role in ("user", "assistant") and not m.tool_calls for v in values for m in v.messages)
+            == 9914
+        )
+    if name == "pandalm":
+        assert Counter(v.ranks for v in values) == {(0, 0): 49, (0, 1): 164, (1, 0): 215}
+    if name == "kto" and kind == "preferences":
+        assert sum(v.good for v in values) == 150
     if path.endswith("dpo_en_demo.json"):
         assert sum(v.prompt[0].role == "system" for v in values) == 80
 

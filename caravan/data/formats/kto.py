@@ -1,6 +1,7 @@
 """KTO: {prompt, completion, label: true|false}, or {messages, label}: single answers called good or bad.
 
-As preferences, every answer with its label; as conversations, those labelled true.
+As preferences, every answer with its label; as conversations, those labelled true. Our own
+labelled answers ({prompt, response, good}) are of this format.
 """
 
 from __future__ import annotations
@@ -20,7 +21,15 @@ _WHOLE = ("messages", "conversations")
 
 
 def detect(sample: dict[str, Any] | bytes, path: Path) -> str | None:
-    if not isinstance(sample, dict) or not isinstance(sample.get("label"), bool):
+    if not isinstance(sample, dict):
+        return None
+    if (
+        isinstance(sample.get("good"), bool)
+        and isinstance(sample.get("prompt"), list)
+        and "response" in sample
+    ):
+        return "records hold 'prompt', 'response' and a true or false 'good'"
+    if not isinstance(sample.get("label"), bool):
         return None
     whole = next((k for k in _WHOLE if isinstance(sample.get(k), list)), None)
     if whole:
@@ -32,7 +41,8 @@ def detect(sample: dict[str, Any] | bytes, path: Path) -> str | None:
 
 
 def convert(row: dict[str, Any], kind: str) -> Iterator[Conversation | Labelled]:
-    if not isinstance(row.get("label"), bool):
+    label = row.get("label", row.get("good"))
+    if not isinstance(label, bool):
         raise Bad("true or false under 'label'")
     key = next((k for k in ANSWERS if k in row), None)
     if "prompt" in row and key:
@@ -45,8 +55,8 @@ def convert(row: dict[str, Any], kind: str) -> Iterator[Conversation | Labelled]
         if kind == "preferences" and last.role != "assistant":
             raise Bad("'messages' that end with an answer of the assistant")
     if kind == "preferences":
-        yield Labelled(prompt, answer_text([last]), row["label"], id_of(row), source_of(row))
-    elif row["label"]:
+        yield Labelled(prompt, answer_text([last]), label, id_of(row), source_of(row))
+    elif label:
         yield Conversation((*prompt, last), id_of(row), source_of(row))
 
 
