@@ -177,7 +177,7 @@ def write(source: Path, out: Path, model: Decoder, grid: Grid, weights: dict[str
     tensors: dict[str, Tensor] = {key: originals[key] for key in originals}
     left: list[str] = []
     transposed = False
-    table = rules.of(families.find(model.family))
+    table = rules.of(families.find(model.family)).spelled(model.spelling)
     for step in rules.plan(table, model.spec, [f"{name}.weight" for name in projections(model)]):
         names = [s.removeprefix(table.prefix) if model.bare else s for s in step.sources]
         names = [name.removesuffix(".weight") for name in names]
@@ -241,7 +241,7 @@ def swap(model: Decoder, folder: Path) -> int:
     bits, _ = scheme(config["quantization_config"])
     tensors = checkpoint.TensorFolder(folder)
     stored = set(packed_names(tensors))
-    table = rules.of(families.find(model.family))
+    table = rules.of(families.find(model.family)).spelled(model.spelling)
     layers = projections(model)
     count = 0
     for step in rules.plan(table, model.spec, [f"{name}.weight" for name in layers]):

@@ -121,7 +121,7 @@ def _tied_head(
     folder: Path | str, config: dict[str, Any], spec: Spec, tensors: Mapping[str, Tensor]
 ) -> tuple[dict[str, Any], Spec, Mapping[str, Tensor]]:
     """A head stored although config.json says tied: an alias if the bytes agree, else a head of its own."""
-    table = rules.of(_family(config, folder))
+    table = rules.of(_family(config, folder)).spelled(tensors.keys())
     head, stem = (_stored(table, target, tensors) for target in ("head", "embed"))
     if head is None:
         return config, spec, tensors
@@ -155,7 +155,8 @@ def _build(
     family = _family(config, folder)
     model = empty(family, config, spec, folder)
     shapes = {name: p.shape for part in (model, head) if part for name, p in part.named_parameters()}
-    table = rules.of(family)
+    table = rules.of(family).spelled(tensors.keys())
+    model.spelling = table.spelling
     steps = rules.plan(table, spec, shapes)
     kept = rules.beside(getattr(family, "KEPT", ""), steps, table, tensors.keys())
     sources, model.bare = rules.assign(table, steps, tensors.keys() - kept, str(folder))
@@ -194,7 +195,7 @@ def export_tensors(
 ) -> dict[str, Tensor]:
     """Weights of a model under the names and in the layout of its family's files, on the CPU; with the head
     of a classifier, or else with what the file had besides."""
-    table = rules.of(families.find(model.family))
+    table = rules.of(families.find(model.family)).spelled(getattr(model, "spelling", ()))
     own = {name: p.detach() for part in (model, head) if part for name, p in part.named_parameters()}
     wide = wide_names(model)
     own = {name: t if name in wide else t.to(dtype or t.dtype) for name, t in own.items()}

@@ -140,6 +140,7 @@ class Decoder(nn.Module):
         family: name of the file in families/ whose layout it is saved in.
         config: the config.json it was loaded from ({} for a fresh model); unknown keys survive a save.
         bare: the file it came from lacked the family's optional prefix, and is written so again.
+        spelling: other names than usual that its file had (model/rules.py), used again when it is written.
         kept: tensors of its file that it has no use for (heads for other tasks), written back as they are.
         checkpoint_every: 0 keeps all activations; k recomputes groups of k blocks in the backward pass.
     """
@@ -148,6 +149,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.spec, self.family, self.config = spec, family, dict(config or {})
         self.bare = False
+        self.spelling: tuple[str, ...] = ()
         self.kept: dict[str, Tensor] = {}
         self.checkpoint_every = 0
         self.ropes: list[Rope] = list(dict.fromkeys(a.rope for a in spec.attns if a.rope))

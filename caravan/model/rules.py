@@ -8,6 +8,7 @@ directions.
     @.self_attn.{q,k,v}_proj -> mix.qkv : cat  braces on the left only: several sources of one target
     @.experts.{e}.w2.weight -> ffn.xout        {e}: one tensor per expert, stacked; {h}: one per head
     [gated] @.wi_0 -> ffn.gate                 only where the predicate holds; [not gated] where it does not
+    or ~.embedding -> embed                    other names of some files: read where they are, and written so
 
 Rules are separated by ';' or newline. A name without suffix means .weight and .bias, whichever the model
 has; the exact name of a parameter means just that. A target whose source starts with '@' lives in blocks.{i},
@@ -35,7 +36,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import ModuleType
 
 import torch
@@ -73,6 +74,28 @@ class Table:
     prefix: str = ""
     guards: Guards | None = None
     """The family's own predicates."""
+    others: tuple[Rule, ...] = ()
+    """Rules of targets that have another one, under other names."""
+    spelling: tuple[str, ...] = ()
+    """Sources of the others that are in use."""
+
+    def spelled(self, keys: Collection[str]) -> Table:
+        """With `or` rules in place of those whose names `keys` lacks. Keys of a file, or a table's
+        `spelling`."""
+        found = [o for o in self.others if self._among(keys, o)]
+        gone = {o.target for o in found} - {r.target for r in self.rules if self._among(keys, r)}
+        used = tuple(o for o in found if o.target in gone)
+        kept = tuple(r for r in self.rules if r.target not in gone)
+        return replace(self, rules=kept + used, spelling=tuple(s for o in used for s in o.sources))
+
+    def _among(self, keys: Collection[str], rule: Rule) -> bool:
+        for name in rule.sources:
+            start = f"({re.escape(self.prefix)})?" if self.prefix and name.startswith(self.prefix) else ""
+            rest = re.escape(name.removeprefix(self.prefix))
+            pattern = start + re.sub(r"\\\{[ieh]\\\}", r"(\\d+|{[ieh]})", rest) + r"(\.weight|\.bias)?"
+            if not any(re.fullmatch(pattern, key) for key in keys):
+                return False
+        return True
 
     def dropped(self, key: str) -> bool:
         return any(re.search(pattern, key) for pattern in self.drops)
@@ -116,14 +139,16 @@ class _Draft:
 def parse(text: str, guards: Guards | None = None) -> Table:
     """Text of one or more tables -> Table. Malformed text is a programmer's mistake and raises ValueError."""
     rules: list[Rule] = []
+    others: list[Rule] = []
     drops: list[str] = []
     prefix = ""
     for draft in _drafts(text).values():
         more = _resolved(draft)
         rules += more.rules
+        others += more.others
         drops += [d for d in more.drops if d not in drops]
         prefix = more.prefix or prefix
-    return Table(tuple(rules), tuple(drops), prefix, guards)
+    return Table(tuple(rules), tuple(drops), prefix, guards, tuple(others))
 
 
 def _drafts(text: str) -> dict[str, _Draft]:
@@ -190,6 +215,7 @@ def _base(name: str, found: Mapping[str, _Draft]) -> _Draft:
 
 def _resolved(draft: _Draft) -> Table:
     rules: list[Rule] = []
+    others: list[Rule] = []
     drops: tuple[str, ...] = ()
     prefix = ""
     for level in draft.levels:
@@ -198,14 +224,16 @@ def _resolved(draft: _Draft) -> Table:
         for name in (line[1:].strip() for line in level if line.startswith("- ")):
             gone |= {name, f"{draft.home}.{name}"}
         rules = [rule for rule in rules if rule.target not in gone] + new
+        others = [rule for rule in others if rule.target not in gone]
+        others += [rule for line in level if line.startswith("or ") for rule in _rules(line[3:], draft)]
         restated = [word for line in level if line.startswith("drop ") for word in line.split()[1:]]
         drops = tuple(restated) or drops
         prefix = next((line[7:].strip() for line in level if line.startswith("prefix?")), prefix)
-    return Table(tuple(rules), drops, prefix)
+    return Table(tuple(rules), drops, prefix, others=tuple(others))
 
 
 def _is_rule(line: str) -> bool:
-    return not line.startswith(("- ", "drop ", "prefix?"))
+    return not line.startswith(("- ", "or ", "drop ", "prefix?"))
 
 
 def _alternatives(name: str) -> list[str]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
-from tests.families import LAYERS, VOCAB, Case, causal, wrong_norm
+from tests.families import LAYERS, VOCAB, Case, causal, renamed, rewrite, wrong_norm
 
 MAMBA: dict[str, Any] = {
     "vocab_size": VOCAB,
@@ -14,6 +15,13 @@ MAMBA: dict[str, Any] = {
     "time_step_rank": 7,
     "pad_token_id": 0,
 }
+
+
+def early(folder: Path) -> None:
+    """The embedding under the name it had in the first files."""
+    rewrite(folder, dict, lambda old: renamed(old, {"backbone.embeddings.": "backbone.embedding."}))
+
+
 PADDING = "with a bias on the projection in, the class lets padding into the convolution"
 
 CASES = [
@@ -28,5 +36,12 @@ CASES = [
         ),
         wrong=wrong_norm(eps=1e-3),
         left_pad=PADDING,
+    ),
+    Case(
+        name="mamba-early",
+        hf=causal("Mamba", MAMBA),
+        disguise=early,
+        reload="transformers 5 no longer reads the embedding under its first name",
+        wrong=wrong_norm(eps=1e-3),
     ),
 ]

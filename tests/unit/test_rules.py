@@ -296,3 +296,44 @@ def test_rotate_half_files_are_left_alone() -> None:
     file = {"m.0.w.weight": torch.arange(32.0)[:, None]}
     got = round_trip("@.w -> mix.qkv : rope", "blocks.0.mix.qkv.weight", layer_of(attn=attn), file)
     assert torch.equal(got, file["m.0.w.weight"])
+
+
+def test_other_names_are_read_and_written_back() -> None:
+    text = """
+    table a @=m.layers.{i} ~=m
+    prefix? m.; ~.embeddings -> embed; @.{q,k} -> mix.qkv : cat
+    or ~.embedding -> embed; or @.qk -> mix.qkv
+    """
+    table = rules.parse(text)
+    usual = {"m.embeddings.weight", "m.layers.0.q.weight", "m.layers.0.k.weight"}
+    assert table.spelled(usual) == table
+    for early in ({"m.embedding.weight", "m.layers.0.qk.weight"}, {"embedding.weight", "layers.0.qk.weight"}):
+        found = table.spelled(early)
+        assert found.spelling == ("m.embedding", "m.layers.{i}.qk")
+        assert found.sources("embed") == ("m.embedding",)
+        steps = rules.plan(found, spec(), ["embed.weight", "blocks.0.mix.qkv.weight"])
+        file = {key: torch.randn(6, 2) for key in sorted(early)}
+        loaded, bare = rules.load(found, steps, file.keys(), file.__getitem__, "here")
+        again = table.spelled(found.spelling)  # what a model remembers
+        assert again == found
+        back = rules.export(again, rules.plan(again, spec(), loaded), loaded, bare)
+        assert back.keys() == file.keys() and all(torch.equal(back[key], file[key]) for key in file)
+    mixed = table.spelled({"m.embeddings.weight", "m.layers.0.qk.weight"})
+    assert mixed.spelling == ("m.layers.{i}.qk",)
+    with pytest.raises(UserError, match=r"m\.embedding\.weight"):  # both: which is meant?
+        both = table.spelled(usual | {"m.embedding.weight"})
+        rules.assign(
+            both,
+            rules.plan(both, spec(), ["embed.weight"]),
+            {"m.embedding.weight", "m.embeddings.weight"},
+            "x",
+        )
+
+
+def test_a_derived_table_has_the_other_names_of_its_base() -> None:
+    text = """
+    table a ~=m; ~.x -> embed; or ~.y -> embed
+    table b like a s/.y/.w/
+    table c like a; - embed; ~.z -> embed
+    """
+    assert [other.sources for other in rules.parse(text).others] == [("m.y",), ("m.w",)]

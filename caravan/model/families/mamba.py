@@ -18,7 +18,7 @@ UNBOUNDED = 1 << 20
 
 RULES = """
 table mamba @=backbone.layers.{i} ~=backbone
-prefix? backbone.
+prefix? backbone.; or ~.embedding -> embed
 ~.{embeddings,norm_f} -> {embed,norm}; lm_head -> head; @.norm -> n1
 @.mixer.{in_proj,conv1d,x_proj,dt_proj,A_log,D,out_proj} -> mix.{inp,conv,x,dt,A_log,D,out}
 """
