@@ -14,11 +14,12 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from caravan.model import checkpoint, families, sizes
+from caravan.model.keys import MOST_LAYERS
 from caravan.model.tensors import TensorFolder, stream_tensors, write_tensors
 from caravan.types import UserError
 
@@ -256,20 +257,29 @@ def test_no_config_value_does_more_than_be_refused(
     good = {**good, "model_type": families.model_type(families.find(family))}
     module = importlib.import_module(f"caravan.model.families.{family}")
 
-    @settings(max_examples=60, database=None, derandomize=True)
+    @settings(max_examples=25, database=None, derandomize=True, phases=[Phase.explicit, Phase.generate])
     @given(st.data())
     def check(data: st.DataObject) -> None:
         keys = data.draw(st.lists(st.sampled_from(sorted(good)), min_size=1, max_size=2))
         config = {**good, **{key: data.draw(ODD) for key in keys}}
         for key in data.draw(st.lists(st.sampled_from(sorted(good)), max_size=1)):
             config.pop(key, None)
-        try:
+        try:  # the family's own reader: the net below it in `load_spec` names no key
             spec = module.spec(config)
-            checkpoint.empty(module, config, spec, "here")
         except UserError:
             return
+        assert len(getattr(spec, "layers", ())) <= MOST_LAYERS
 
     check()
+
+
+def test_what_a_reader_did_not_think_of_is_still_the_files_fault(folder: Path, monkeypatch: Any) -> None:
+    from caravan.model.families import llama
+
+    for wrong in (ZeroDivisionError, TypeError, KeyError, AssertionError, ValueError):
+        monkeypatch.setattr(llama, "spec", lambda config, wrong=wrong: (_ for _ in ()).throw(wrong("x")))
+        with pytest.raises(UserError, match=r"config\.json cannot be understood"):
+            checkpoint.load_model(folder)
 
 
 STREAM = """
@@ -278,9 +288,11 @@ from pathlib import Path
 from caravan.model import checkpoint
 checkpoint.load_model(Path(sys.argv[2]))  # imports and pools are no part of the weights
 start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-model = checkpoint.load_model(Path(sys.argv[1]), getattr(torch, sys.argv[3]))
-size = sum(p.numel() * p.element_size() for p in model.parameters())
-print(size, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - start) * 1024)
+for dtype in (torch.bfloat16, torch.float32):  # the smaller first: the mark is a high-water mark
+    model = None
+    model = checkpoint.load_model(Path(sys.argv[1]), dtype)
+    size = sum(p.numel() * p.element_size() for p in model.parameters())
+    print(size, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - start) * 1024)
 """
 
 
@@ -300,12 +312,12 @@ def test_streaming_takes_little_more_than_the_weights(folder: Path, tmp_path: Pa
     stream_tensors(shapes, lambda key: torch.full(shapes[key][1], 0.5), big, shard_bytes=60_000_000)
     (big / "config.json").write_text(json.dumps(config))
     assert len(list(big.glob("model-*.safetensors"))) > 4
-    for dtype in ("float32", "bfloat16"):
-        run = [sys.executable, "-c", STREAM, str(big), str(folder), dtype]
-        said = subprocess.run(run, capture_output=True, text=True, check=True).stdout
-        size, peak = map(int, said.split())
+    run = [sys.executable, "-c", STREAM, str(big), str(folder)]
+    said = subprocess.run(run, capture_output=True, text=True, check=True).stdout
+    for line in said.splitlines():
+        size, peak = map(int, line.split())
         assert size > 140_000_000
-        assert peak <= 1.2 * size + 2_000_000, (dtype, peak / size)
+        assert peak <= 1.2 * size, peak / size
 
 
 def _meta_export(model: Any) -> dict[str, torch.Tensor]:

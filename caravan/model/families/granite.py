@@ -25,7 +25,7 @@ def spec(config: Mapping[str, Any]) -> Spec:
     return replace(
         value,
         embed_scale=keys.real(config, "embedding_multiplier", default=1.0),
-        logit_scale=1 / keys.real(config, "logits_scaling", default=1.0),
+        logit_scale=1 / keys.positive(config, "logits_scaling", default=1.0),
     )
 
 

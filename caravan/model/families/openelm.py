@@ -30,7 +30,7 @@ def per_layer(config: Mapping[str, Any], name: str, layers: int) -> list[Any]:
     """A list with one entry per layer, from a list or one number for all. Raises UserError naming the key."""
     value = keys.find(config, (name,))[1]
     result = value if isinstance(value, list) else [value] * layers
-    if len(result) != layers or not all(type(x) in (int, float) and x > 0 for x in result):
+    if len(result) != layers or not all(type(x) in (int, float) and 0 < x < keys.MOST for x in result):
         raise keys.wrong(name, value, f"{layers} positive numbers")
     return result
 

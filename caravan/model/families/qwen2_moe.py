@@ -65,7 +65,10 @@ def experts(config: Mapping[str, Any], default: int, top_k: int, aux_coef: float
 def sparse(config: Mapping[str, Any], index: int) -> bool:
     """Whether a layer has experts: every `decoder_sparse_step`-th, `mlp_only_layers` left out."""
     step = keys.size(config, "decoder_sparse_step", default=1)
-    return (index + 1) % step == 0 and index not in (config.get("mlp_only_layers") or [])
+    dense = config.get("mlp_only_layers") or []
+    if not isinstance(dense, list):
+        raise keys.wrong("mlp_only_layers", dense, "a list of layers")
+    return (index + 1) % step == 0 and index not in dense
 
 
 def expert_config(value: Spec) -> dict[str, Any]:

@@ -94,10 +94,14 @@ def _inner(config: Mapping[str, Any], d: int) -> int:
 
 def _layers(config: Mapping[str, Any], count: int) -> set[int]:
     """Layers with attention; the lists of the release run beyond the last layer."""
-    attends, filters = (
-        {i for i in keys.find(config, (name,))[1] if type(i) is int and 0 <= i < count}
-        for name in ("attn_layer_idxs", "hyena_layer_idxs")
-    )
+
+    def listed(name: str) -> set[int]:
+        value = keys.find(config, (name,))[1]
+        if not isinstance(value, list):
+            raise keys.wrong(name, value, "a list of layers")
+        return {i for i in value if type(i) is int and 0 <= i < count}
+
+    attends, filters = listed("attn_layer_idxs"), listed("hyena_layer_idxs")
     if attends & filters or attends | filters != set(range(count)):
         raise keys.wrong("hyena_layer_idxs", sorted(filters), "every layer that 'attn_layer_idxs' leaves out")
     return attends
