@@ -125,6 +125,13 @@ def test_white_space_says_nothing_and_case_does(tmp_path: Path) -> None:
     assert search(tmp_path, [chinese, "前" + chinese[5:70] + "后"]) == [(1, 1, 66, 0, 5)]
 
 
+def test_rules_and_dots_are_no_copies(tmp_path: Path) -> None:
+    texts = [f"{' '.join(fresh(k, 20))}\n{'=' * 79}\n{'.' * 60}\n{'哈' * 60}" for k in range(3)]
+    assert search(tmp_path, texts) == []
+    cut = units(["== = -==? a__"], EVERYTHING)
+    assert (cut.end_U - cut.start_U).tolist() == [2, 1, 1, 2, 1, 3]
+
+
 def test_the_best_ranked_text_keeps_the_span(tmp_path: Path) -> None:
     texts, one, ranks = planted(), Spans(tmp_path), Ranks()
     one.add(units(texts, EVERYTHING))

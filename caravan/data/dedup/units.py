@@ -45,12 +45,14 @@ class Cut:
     accents: bool = True
     """Combining marks belong to what they follow."""
     lower: bool = True
+    joins: bool = False
+    """What stands alone joins its equals next to it: a rule of dashes is one unit."""
 
 
 WORDS = Cut(r"\w", f"[{_UNSPACED}]")
 """Lower-cased runs of letters, digits and _; characters of unspaced scripts."""
-EVERYTHING = Cut(r"\w", f"[{_UNSPACED}]", other=r"[^\w\s]", lower=False)
-"""As WORDS, case kept, and every mark or symbol by itself: units that miss nothing but white space."""
+EVERYTHING = Cut(r"\w", f"[{_UNSPACED}]", other=r"[^\w\s]", lower=False, joins=True)
+"""As WORDS, case kept, and every mark or symbol: units that miss nothing but white space."""
 BENCHMARK = Cut(r"[^\W\d]", f"[{_HAN}]", other="[+*/=<>%-]", number=r"\d", accents=False)
 """Words, numbers, Han characters and operators: what a benchmark's questions are compared by."""
 
@@ -154,6 +156,9 @@ def units(texts: Sequence[str], cut: Cut = WORDS) -> Units:
     np.not_equal(kind_N[1:], kind_N[:-1], out=change[1:-1])
     alone = kind_N == ALONE
     there = kind_N != PART
+    if cut.joins:
+        change[1:-1] |= alone[1:] & (codes[1:] != codes[:-1])
+        alone = np.zeros(1, np.bool_)
     start = np.flatnonzero((change[:-1] | alone) & there)
     end = np.flatnonzero((change[1:] | alone) & there) + 1
     up, down = powers(len(codes))
