@@ -90,14 +90,21 @@ _LETTER = (
 LAYOUTS = ("semantic", "named", "nameless", "tables", "blog")
 
 
-def page(title: str, paragraphs: Sequence[str], layout: str, seed: int, weight: int = 0) -> str:
+def page(
+    title: str, paragraphs: Sequence[str], layout: str, seed: int, weight: int = 0, links: int = 0
+) -> str:
     """An HTML page of `layout` whose main content is the title and the paragraphs.
 
-    `weight` is how many bytes of scripts, styles and inline images it carries.
+    `weight` is how many bytes of scripts and styles it carries, `links` how many entries its menus have
+    beyond ten.
     """
     draw = random.Random(seed)
     body = f"<h1>{html.escape(title)}</h1>\n" + "\n".join(f"<p>{html.escape(p)}</p>" for p in paragraphs)
     menu = "".join(f'<li><a href="/{w.lower()}">{w}</a></li>' for w in draw.sample(_MENU, 10))
+    menu += "".join(
+        f'<li class="i i-{i}"><a href="/s/{i}" title="Part {i}"><span>{_MENU[i % 24]} {i}</span></a></li>'
+        for i in range(links)
+    )
     teasers = "".join(f'<li><a href="/a/{i}">{t}</a></li>' for i, t in enumerate(draw.sample(_TEASERS, 5)))
     says = "".join(
         f'<div class="comment"><b>user{draw.randrange(999)}</b> <i>{draw.randrange(9)} days ago</i>'

@@ -118,7 +118,14 @@ class _Pool:
 
 
 _pool = _Pool()
-atexit.register(_pool.close)
+
+
+def close() -> None:
+    """End the workers; a later job starts new ones."""
+    _pool.close()
+
+
+atexit.register(close)
 
 
 def one(job: Job) -> dict[str, Any]:

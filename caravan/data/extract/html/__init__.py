@@ -62,7 +62,7 @@ def extract(html: str, url: str | None = None, engine: str = "fast") -> Extracte
     name = usable(engine)
     found = _TITLE.search(html, 0, 200_000)
     title = " ".join(entities.unescape(found[1]).split()) if found else ""
-    html = _SURROGATES.sub(" ", html)
+    html = _encodable(html)
     try:
         text = importlib.import_module(f"{__name__}.{name}").text(html, url)
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError, AssertionError):
@@ -71,5 +71,14 @@ def extract(html: str, url: str | None = None, engine: str = "fast") -> Extracte
             raise
         name = "plain"
         text = importlib.import_module(f"{__name__}.plain").text(html, url)
-    text = _BLANKS.sub("\n", text.replace("\r\n", "\n").replace("\r", "\n"))
+    text = _BLANKS.sub("\n", text.replace("\r\n", "\n").replace("\r", "\n").replace("\0", " "))
     return Extracted(_GAPS.sub("\n\n", text).strip(), title, name)
+
+
+def _encodable(html: str) -> str:
+    """Without what no UTF-8 holds; looking for it by a pattern would cost as much as parsing."""
+    try:
+        html.encode()
+    except UnicodeEncodeError:
+        html = _SURROGATES.sub(" ", html)
+    return html.replace("\0", " ") if "\0" in html else html

@@ -20,25 +20,37 @@ def trimmed(text: str) -> str:
     stays as it is.
     """
     lines = text.split("\n")
-    said = [i for i, line in enumerate(lines) if line.strip()]
-    counts = {i: len(WORDS.findall(lines[i][:400])) for i in said}
-    long = [i for i in said if counts[i] >= _LONG]
-    if not long:
+    before = _until_long(lines, range(len(lines)))
+    if len(before) == len(lines):
         return text
-    before = [i for i in said if i < long[0]]
-    behind = [i for i in said if i > long[-1]]
+    behind = _until_long(lines, range(len(lines) - 1, len(before), -1))[::-1]
+    before, behind = [i for i in before if lines[i].strip()], [i for i in behind if lines[i].strip()]
     start, stop = 0, len(lines)
     at = len(before) - 1  # the heading
-    while at > 0 and not _is_short(lines[before[at - 1]], counts[before[at - 1]]):
+    while at > 0 and not _is_short(lines[before[at - 1]]):
         at -= 1
-    if at >= RUN and all(_is_short(lines[i], counts[i]) for i in before[at - RUN : at]):
+    if at >= RUN and all(_is_short(lines[i]) for i in before[at - RUN : at]):
         start = before[at]
     for at in range(len(behind) - RUN + 1):
-        if all(_is_short(lines[i], counts[i]) for i in behind[at : at + RUN]):
+        if all(_is_short(lines[i]) for i in behind[at : at + RUN]):
             stop = behind[at]
             break
     return "\n".join(lines[start:stop])
 
 
-def _is_short(line: str, words: int) -> bool:
-    return words <= _SHORT and not _END.search(line.rstrip())
+def _until_long(lines: list[str], order: range) -> list[int]:
+    """Numbers of the lines before the first paragraph in this order."""
+    found = []
+    for i in order:
+        if len(lines[i]) >= _LONG and _words(lines[i]) >= _LONG:
+            break
+        found.append(i)
+    return found
+
+
+def _words(line: str) -> int:
+    return len(WORDS.findall(line[:400]))
+
+
+def _is_short(line: str) -> bool:
+    return not _END.search(line.rstrip()) and _words(line) <= _SHORT
