@@ -73,7 +73,7 @@ def library(backend: Any, texts: list[str]) -> int:
 
 
 def ours(tokenizer: Path, texts: Iterator[str] | list[str], vocab: int, out: Path) -> None:
-    blocks = map(shards.Encode(str(tokenizer), alone=True), shards.text_chunks(texts))
+    blocks = map(shards.Encode(str(tokenizer)), shards.text_chunks(texts))
     shards.write_blocks(out, {"train": blocks, "heldout": []}, vocab)
 
 

@@ -6,9 +6,9 @@ rounding allows: of the first i rows it has
 
     round(i c_1 / L) for the largest source, and so on for the others within the rows it leaves,
 
-(Bresenham's line, once per source). After any number of rows no source is more than S/2 rows away from its
-share, S the number of sources; a random order would be away by the square root of the rows. The source of row
-g and its number there are arithmetic on g: resuming costs nothing, and no list is kept.
+(Bresenham's line, once per source). After any number of rows no source is more than (S - 1)/2 rows away from
+its share, S the number of sources; a random order would be away by the square root of the rows. The source of
+row g and its number there are arithmetic on g: resuming costs nothing, and no list is kept.
 
     weights      a share of the tokens: 3,1 is 75 % and 25 %
     epochs       how often each source is read: 1,4 on 90 and 10 tokens is 90 and 40

@@ -172,18 +172,17 @@ def encode_documents(texts: Iterable[str], tok: Tokenizer) -> Iterator[tuple[lis
 
 @dataclass(frozen=True)
 class Encode:
-    """Texts -> block of documents, each with the end-of-text id behind. Cheap to send to another process."""
+    """Texts -> block of documents, each with the end-of-text id behind, on one thread: other cores have
+    processes of their own. Cheap to send to another process."""
 
     folder: str
     """Of the tokenizer; every worker must be able to read it."""
     digest: str = ""
     """Of the tokenizer: the same folder may hold another one later."""
-    alone: bool = False
-    """One thread only: the other cores have processes of their own."""
 
     def __call__(self, texts: list[str]) -> Block:
         tok = _tokenizer(self.folder, self.digest)
-        with _one_thread() if self.alone else contextlib.nullcontext():
+        with _one_thread():
             rows = tok.encode_many(texts)
         if tok.eos is not None:
             for ids in rows:

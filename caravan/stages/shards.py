@@ -53,8 +53,7 @@ def run(cfg: Config, inputs: Mapping[str, Artefact], out: Path, rt: Runtime) -> 
     if ("corpus" in inputs) == ("raw" in inputs):
         raise UserError("shards needs one of --corpus and --raw", "text as --corpus, token files as --raw")
     if "corpus" in inputs:
-        alone = pool.workers(rt.threads) > 1 or rt.engine != "processes"
-        encode = shards.Encode(str(out / "tokenizer"), about["tokenizer_sha256"], alone)
+        encode = shards.Encode(str(out / "tokenizer"), about["tokenizer_sha256"])
         source = _Encoded(cfg, inputs["corpus"], encode, rt)
         page = shards.write_blocks(out, _splits(cfg, source), tok.vocab_size, about)
     else:
@@ -67,7 +66,9 @@ def run(cfg: Config, inputs: Mapping[str, Artefact], out: Path, rt: Runtime) -> 
         facts["formats"] = files.chosen
         facts["boundaries"] = "end-of-text ids" if files.separators else "index"
     if not page["splits"]["train"]["tokens"]:
-        raise UserError("there is no training text", "look at the facts of the corpus")
+        there = ", ".join(inputs["corpus"].facts.get("languages", {})) if "corpus" in inputs else ""
+        hint = f"languages of the corpus: {there}" if cfg.languages else "look at the facts of the corpus"
+        raise UserError("there is no training text", hint)
     if cfg.write_megatron:
         (out / "megatron").mkdir()
         for split in records.SPLITS:

@@ -141,6 +141,12 @@ def damaged(case: str, folder: Path) -> tuple[Path, str, int, str]:
         path = megatron_mapped(folder, 8, "<u2")
         path.write_bytes(path.read_bytes()[:-2])
         return path, "megatron", 11, "holds 8 ids, its index 9"
+    if case == "other order":
+        path = megatron_mapped(folder, 8, "<u2")
+        raw = bytearray(idx.read_bytes())
+        raw[50:66] = np.asarray([6, 0], "<i8").tobytes()  # the pointers begin behind four lengths
+        idx.write_bytes(bytes(raw))
+        return path, "megatron", 11, "another order"
     if case == "unknown dtype":
         return megatron_mapped(folder, 6, "<f8"), "megatron", 11, "says dtype 6"
     if case == "absurd count":
@@ -187,9 +193,9 @@ def damaged(case: str, folder: Path) -> tuple[Path, str, int, str]:
 
 @pytest.mark.parametrize(
     "case",
-    ["wrong magic", "cut index", "cut tokens", "unknown dtype", "absurd count", "narrow megatron",
-     "narrow nanogpt", "odd bytes", "llm.c magic", "llm.c version", "llm.c cut", "llm.c empty",
-     "datatrove cut", "olmo csv", "npy of floats"],
+    ["wrong magic", "cut index", "cut tokens", "other order", "unknown dtype", "absurd count",
+     "narrow megatron", "narrow nanogpt", "odd bytes", "llm.c magic", "llm.c version", "llm.c cut",
+     "llm.c empty", "datatrove cut", "olmo csv", "npy of floats"],
 )  # fmt: skip
 def test_damaged_and_misread_files_are_named(case: str, tmp_path: Path) -> None:
     path, name, vocab, says = damaged(case, tmp_path)

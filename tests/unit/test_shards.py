@@ -143,7 +143,7 @@ def test_blocks_are_the_documents_and_stop_where_asked(tmp_path) -> None:
     tok = train(["one two three " * 9], 270)
     tok.save(tmp_path)
     texts = ["one", "two three", "", "你好"]
-    block = shards.Encode(str(tmp_path), alone=True)(texts)
+    block = shards.Encode(str(tmp_path))(texts)
     rows = list(shards.encode_documents(texts, tok))
     assert block.ids.tolist() == [i for ids, _ in rows for i in ids]
     assert block.lengths.tolist() == [len(ids) for ids, _ in rows]
