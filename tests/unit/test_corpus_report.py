@@ -192,3 +192,15 @@ def test_what_has_no_corpus_has_no_page(road: tuple[Store, list[Artefact]], tmp_
     raw = next(art for _, art in store.lineage(made[0]) if art.kind == "raw")
     with pytest.raises(UserError, match="not made from a corpus"):
         corpus.build(store, raw, tmp_path / "x.html")
+
+
+def test_the_index_of_data_pages_is_made_from_rules_and_effects() -> None:
+    from tests import data_index
+
+    def fixed(text: str) -> list[str]:  # which pages there are is the folder's affair
+        return [line for line in text.splitlines() if not line.startswith("- [")]
+
+    text = (data_index.FOLDER / "README.md").read_text(encoding="utf-8")
+    assert fixed(text) == fixed(data_index.page()), "python -m tests.data_index"
+    for name in re.findall(r"\]\((\w+\.md)\)", text):
+        assert (data_index.FOLDER / name).is_file(), name
