@@ -124,8 +124,9 @@ def state(spec: Spec) -> int:
         probe = _Probe(spec.prefix_token is not None)
         with torch.no_grad():
             model = Decoder(small).to(torch.bfloat16)
-            for name in wide_names(model):
-                model.get_parameter(name).data = model.get_parameter(name).data.float()
+            wide = wide_names(model)
+            for name, p in model.named_parameters():
+                p.data = p.data.float() if name in wide else p.data
             model(torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64), probe)
         total += probe.bytes * count
     return total

@@ -273,6 +273,29 @@ def test_no_config_value_does_more_than_be_refused(
     check()
 
 
+@pytest.mark.parametrize("family", sorted(set(families.names()) - {"chatglm"}))
+def test_every_family_is_explained(
+    family: str, every_config: dict[str, dict[str, Any]], tmp_path: Path
+) -> None:
+    """`caravan inspect` of each; the test case of ChatGLM has another family's config."""
+    from caravan.cli import inspect
+
+    module = families.find(family)
+    config = {**every_config[family], "model_type": families.model_type(module)}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    page = inspect.report(tmp_path)
+    inner = page["parameters"]["all"] == sum(
+        n for k, n in page["parameters"].items() if k not in ("all", "per token")
+    )
+    assert inner and list(inspect._lines(page))
+    if "cache" in page:
+        recurrent = page["cache"]["recurrent state"] > 0
+        assert recurrent == (family in RECURRENT) and (recurrent or page["cache"]["per token"] > 0)
+
+
+RECURRENT = {"falcon_mamba", "jamba", "mamba", "mamba2", "rwkv", "rwkv5", "rwkv6", "rwkv7", "stripedhyena"}
+
+
 def test_what_a_reader_did_not_think_of_is_still_the_files_fault(folder: Path, monkeypatch: Any) -> None:
     from caravan.model.families import llama
 
