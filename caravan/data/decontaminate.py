@@ -15,10 +15,12 @@ Legend: U units (words) of a batch, G n-grams that are wanted, T wanted texts.""
 from __future__ import annotations
 
 import re
+import sys
 import unicodedata
+from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -59,7 +61,6 @@ class _Table:
     hashes: np.ndarray
     """uint64, ascending."""
     numbers: np.ndarray
-    grams: list[tuple[str, ...]]
     near: np.ndarray
     """bool by the first bits of a hash: most windows need no search."""
 
@@ -70,79 +71,89 @@ class _Table:
         same = self.hashes[np.minimum(place, len(self.hashes) - 1)] == hash_U[at]
         return zip(at[same].tolist(), place[same].tolist(), strict=True)
 
-    def same(self, first: int, gram: tuple[str, ...]) -> Iterator[int]:
-        """Numbers of the n-grams from `first` on that share its hash and are this one word by word."""
+    def numbers_at(self, first: int) -> Iterator[int]:
+        """Numbers of the n-grams that share a hash, from the first on."""
         for k in range(first, len(self.hashes)):
             if self.hashes[k] != self.hashes[first]:
                 return
-            if self.grams[k] == gram:
-                yield int(self.numbers[k])
+            yield int(self.numbers[k])
 
 
-@dataclass(slots=True)
 class Index:
-    """n-grams of wanted texts. Texts are numbered as they are added, n-grams from 0 to `len(index)`."""
+    """n-grams of wanted texts. Texts are numbered as they are added, n-grams from 0 to `len(index)`.
 
-    fewest: int = FEWEST
-    ngram: int = NGRAM
-    texts: list[tuple[str, ...]] = field(default_factory=list)
-    """Words of each wanted text."""
-    _made: dict[int, _Table] = field(default_factory=dict)
-    _numbers: dict[tuple[str, ...], int] = field(default_factory=dict)
-    _owners: list[list[int]] = field(default_factory=list)
-    _hashes: list[int] = field(default_factory=list)
+    About 150 bytes per n-gram, 8 per word."""
+
+    def __init__(self, fewest: int = FEWEST, ngram: int = NGRAM) -> None:
+        self.fewest, self.ngram = fewest, ngram
+        self.texts: list[tuple[str, ...]] = []
+        self._key: dict[int, int] = {}
+        self._hash, self._text, self._place, self._size = (array(code) for code in "QIIB")
+        self._more: dict[int, list[int]] = {}
+        self._made: dict[int, _Table] = {}
 
     def add(self, text: str) -> bool:
         """Want a text; whether it is long enough to be looked for."""
         number = len(self.texts)
-        own = tuple(words(text))
+        own = tuple(map(sys.intern, words(text)))
         self.texts.append(own)
         self._made.clear()
-        n = min(self.ngram, len(own))
-        hashes = windows(units([_folded(text)], BENCHMARK).hash_U, n).tolist() if n >= self.fewest else []
-        for gram, hashed in zip(self._grams(own), hashes, strict=True):
-            known = self._numbers.setdefault(gram, len(self._owners))
-            if known == len(self._owners):
-                self._owners.append([])
-                self._hashes.append(hashed)
-            if not self._owners[known] or self._owners[known][-1] != number:
-                self._owners[known].append(number)
+        for place, hashed in enumerate(self._hashes(text, len(own))):
+            key, known = self._find(hashed, own[place : place + self.ngram])
+            if known is None:
+                self._key[key] = len(self._hash)
+                self._hash.append(hashed)
+                self._text.append(number)
+                self._place.append(place)
+                self._size.append(min(self.ngram, len(own)))
+            elif self._text[known] != number:
+                more = self._more.setdefault(known, [self._text[known]])
+                if more[-1] != number:
+                    more.append(number)
         return len(own) >= self.fewest
 
-    def _grams(self, own: Sequence[str]) -> Iterator[tuple[str, ...]]:
-        n = min(self.ngram, len(own))
-        return (tuple(own[i : i + n]) for i in range(len(own) - n + 1 if n >= self.fewest else 0))
+    def _hashes(self, text: str, count: int) -> list[int]:
+        if count < self.fewest:
+            return []
+        return windows(units([_folded(text)], BENCHMARK).hash_U, min(self.ngram, count)).tolist()
+
+    def _find(self, key: int, gram: tuple[str, ...]) -> tuple[int, int | None]:
+        """(key under which an n-gram is or would be known, its number); other words may have its hash."""
+        while (known := self._key.get(key)) is not None and self._words(known) != gram:
+            key = (key + 1) % (1 << 64)
+        return key, known
+
+    def _words(self, gram: int) -> tuple[str, ...]:
+        place = self._place[gram]
+        return self.texts[self._text[gram]][place : place + self._size[gram]]
 
     def __len__(self) -> int:
-        return len(self._owners)
+        return len(self._hash)
 
     def owners(self, gram: int) -> Sequence[int]:
         """Wanted texts that have an n-gram, ascending."""
-        return self._owners[gram]
+        return self._more.get(gram) or (self._text[gram],)
 
     def covered(self, text: int, found: Iterable[int]) -> float:
         """Share of a wanted text's words that stand in n-grams that were found."""
         own, inside = self.texts[text], set(found)
-        n = min(self.ngram, len(own))
         marked: set[int] = set()
-        for i, gram in enumerate(self._grams(own)):
-            if self._numbers[gram] in inside:
-                marked.update(range(i, i + n))
+        for place, hashed in enumerate(self._hashes(" ".join(own), len(own))):
+            gram = own[place : place + self.ngram]
+            if self._find(hashed, gram)[1] in inside:
+                marked.update(range(place, place + len(gram)))
         return len(marked) / max(1, len(own))
 
-    def _tables(self) -> dict[int, _Table]:
-        if not self._made and self._owners:
-            by_size: dict[int, list[tuple[str, ...]]] = {}
-            for gram in self._numbers:
-                by_size.setdefault(len(gram), []).append(gram)
-            for n, grams in sorted(by_size.items()):
-                numbers = np.array([self._numbers[gram] for gram in grams])
-                found = np.array([self._hashes[k] for k in numbers.tolist()], np.uint64)
-                order = np.argsort(found)
-                hashes = found[order]
+    def prepare(self) -> dict[int, _Table]:
+        """n -> its table; made at the first search, or before processes are forked that share it."""
+        if not self._made and self._hash:
+            hashes, sizes = np.array(self._hash, np.uint64), np.array(self._size)
+            for n in np.unique(sizes).tolist():
+                numbers = np.flatnonzero(sizes == n)
+                numbers = numbers[np.argsort(hashes[numbers], kind="stable")]
                 near = np.zeros(1 << _FILTER_BITS, np.bool_)
-                near[hashes >> np.uint64(64 - _FILTER_BITS)] = True
-                self._made[n] = _Table(hashes, numbers[order], [grams[k] for k in order.tolist()], near)
+                near[hashes[numbers] >> np.uint64(64 - _FILTER_BITS)] = True
+                self._made[n] = _Table(hashes[numbers], numbers, near)
         return self._made
 
     def search(self, texts: Sequence[str]) -> list[list[Hit]]:
@@ -156,7 +167,7 @@ class Index:
         folded = [_folded(text) for text in texts]
         cut = units(folded, BENCHMARK)
         found: list[list[Hit]] = [[] for _ in texts]
-        for n, table in self._tables().items():
+        for n, table in self.prepare().items():
             for start, first in table.lookup(windows(cut.hash_U, n)):
                 d = int(np.searchsorted(cut.range_D, start, side="right")) - 1
                 if start + n > cut.range_D[d + 1]:
@@ -164,7 +175,9 @@ class Index:
                 begin = (cut.start_U[start : start + n] - cut.text_D[d]).tolist()
                 end = (cut.end_U[start : start + n] - cut.text_D[d]).tolist()
                 here = tuple(folded[d][a:b].lower() for a, b in zip(begin, end, strict=True))
-                found[d] += [Hit(begin[0], end[-1], number) for number in table.same(first, here)]
+                found[d] += [
+                    Hit(begin[0], end[-1], k) for k in table.numbers_at(first) if self._words(k) == here
+                ]
         return [
             _placed(text, one, sorted(hits, key=lambda h: (h.start, h.stop)))
             for text, one, hits in zip(texts, folded, found, strict=True)

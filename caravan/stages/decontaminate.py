@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -50,20 +51,24 @@ class Config:
 def run(cfg: Config, inputs: Mapping[str, Artefact], out: Path, rt: Runtime) -> dict[str, Any]:
     if cfg.action not in ACTIONS:
         raise UserError(f"there is no action `{cfg.action}`", f"there are: {', '.join(ACTIONS)}")
-    wanted = _Wanted(cfg, series(inputs, "benchmarks"))
+    folders = tuple(str(folder.path) for folder in series(inputs, "benchmarks"))
+    wanted = _wanted(folders, cfg.fewest_words)
+    template = grams.template(wanted.index, wanted.owner_of, cfg.common_items)
     corpus = inputs["corpus"]
     found: dict[int, list[Hit]] = {}
     counts: Counter[int] = Counter()
     place, total = 0, int(corpus.facts.get("documents_out", 0))
     batches = steps.batches(rewrite.read(corpus.path), lambda row: len(row[1].text))
-    for searched in steps.mapped(_Search(wanted.index), batches, steps.workers(rt.threads), rt.engine):
+    for searched in steps.mapped(
+        _Search(folders, cfg.fewest_words), batches, steps.workers(rt.threads), rt.engine
+    ):
         for one in searched:
             if one:
                 found[place] = one
                 counts.update({hit.gram for hit in one})
             place += 1
         rt.report(place, total, "documents")
-    spared = wanted.template | grams.common(counts, cfg.common_documents)
+    spared = template | grams.common(counts, cfg.common_documents)
     report = _Report(cfg, wanted)
     with rewrite.Rewrite(out) as files:
         for place, (split, document) in enumerate(rewrite.read(corpus.path)):
@@ -79,7 +84,7 @@ def run(cfg: Config, inputs: Mapping[str, Artefact], out: Path, rt: Runtime) -> 
     return {
         **files.facts(),
         "documents_hit": report.documents,
-        "spared": {"template": len(wanted.template), "common": len(spared) - len(wanted.template)},
+        "spared": {"template": len(template), "common": len(spared) - len(template)},
         "benchmarks": {
             name: {k: row[k] for k in ("items", "checked", "hit", "share")} for name, row in page.items()
         },
@@ -89,37 +94,42 @@ def run(cfg: Config, inputs: Mapping[str, Artefact], out: Path, rt: Runtime) -> 
 class _Wanted:
     """Items of all benchmarks, and the index of their texts."""
 
-    def __init__(self, cfg: Config, folders: Sequence[Artefact]) -> None:
-        self.index = Index(fewest=cfg.fewest_words)
+    def __init__(self, folders: Sequence[str], fewest: int) -> None:
+        self.index = Index(fewest=fewest)
         self.items: list[benchmarks.Item] = []
         self.checked: list[bool] = []
         self.owner_of: list[int] = []
-        self.texts_of: list[list[int]] = []
+        self.texts_of: list[range] = []
         for folder in folders:
-            for item in benchmarks.read(folder.path):
-                long_enough = False
-                own: list[int] = []
-                for text in item.texts:
-                    own.append(len(self.owner_of))
-                    self.owner_of.append(len(self.items))
-                    long_enough |= self.index.add(text)
+            for item in benchmarks.read(Path(folder)):
+                first = len(self.owner_of)
+                long_enough = [self.index.add(text) for text in item.texts]
+                self.checked.append(any(long_enough))
+                self.owner_of += [len(self.items)] * len(item.texts)
+                self.texts_of.append(range(first, len(self.owner_of)))
                 self.items.append(item)
-                self.checked.append(long_enough)
-                self.texts_of.append(own)
-        self.template = grams.template(self.index, self.owner_of, cfg.common_items)
+        self.index.prepare()
 
     def items_of(self, gram: int) -> set[int]:
         return {self.owner_of[text] for text in self.index.owners(gram)}
 
 
+@functools.lru_cache(maxsize=1)
+def _wanted(folders: tuple[str, ...], fewest: int) -> _Wanted:
+    """Forked processes find this made; others make it once."""
+    return _Wanted(folders, fewest)
+
+
 @dataclass(frozen=True)
 class _Search:
-    """batch of (split, document) -> hits in each."""
+    """batch of (split, document) -> hits in each. Cheap to send to another process, unlike the index."""
 
-    index: Index
+    folders: tuple[str, ...]
+    fewest: int
 
     def __call__(self, batch: Sequence[tuple[str, Document]]) -> list[list[Hit]]:
-        return self.index.search([document.text for _, document in batch])
+        index = _wanted(self.folders, self.fewest).index
+        return index.search([document.text for _, document in batch])
 
 
 @dataclass
