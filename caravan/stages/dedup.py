@@ -204,7 +204,7 @@ class _Units:
 def _spans(cfg: Config, corpus: Artefact, folder: Path, found: _Copies, rt: Runtime) -> dict[int, list[Span]]:
     """Place in the corpus -> its spans that are copies, among the texts that stay."""
     hashes, chars, heldout = found.ranks.columns()
-    places = np.array([p for p in range(len(hashes)) if p not in found.why], np.int64)
+    places = np.delete(np.arange(len(hashes)), np.fromiter(found.why, np.int64, len(found.why)))
     ranks = dedup.Ranks()
     ranks.add(hashes[places], chars[places], heldout[places])
     search = substring.Spans(folder, cfg.substring, cfg.memory_mb << 20)
