@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from caravan.data import rules
-from caravan.report import cleaning, draw, page, plots, read
+from caravan.report import cleaning, draw, page, plots, read, thresholds
 from caravan.report.page import duration, size
 from caravan.store import Artefact, Store
 from caravan.types import UserError
@@ -212,7 +212,7 @@ def _limits(store: Store, steps: Iterable[cleaning.Step], names: Mapping[str, st
         table, ref = s.facts.get("rules"), s.art.inputs.get("signals", "")
         if not isinstance(table, Mapping) or not table or not store.has(ref):
             continue
-        drawn = cleaning.histograms(store.open(ref), table)
+        drawn = thresholds.histograms(store.open(ref), table)
         order = sorted(drawn, key=lambda name: -int(table[name].get("broken", 0)))
         groups.append(
             {

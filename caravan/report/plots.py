@@ -146,7 +146,7 @@ def histogram(h: Histogram) -> str:
             continue
         place = {"x": f"{at(a):.1f}", "width": f"{max(at(b) - at(a) - 0.6, 0.8):.1f}"}
         size = {"y": f"{bottom - max(tall, 1):.1f}", "height": f"{max(tall, 1):.1f}"}
-        look = "outside" if _forbidden((a + b) / 2, h) else "inside"
+        look = "outside" if _forbidden(a, h) else "inside"
         bar = ET.SubElement(svg, "rect", {"class": f"count {look}", **place, **size})
         ET.SubElement(bar, "title").text = f"{number(a)} to {number(b)}: {count:,} documents"
     ET.SubElement(svg, "path", {"class": "grid", "d": f"M{left:.1f} {bottom:.1f}H{right:.1f}"})

@@ -9,10 +9,13 @@ from itertools import pairwise
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from caravan import stage
-from caravan.report import cleaning, corpus, passport, plots
+from caravan.report import cleaning, corpus, passport, plots, thresholds
 from caravan.stage import Runtime
 from caravan.store import Artefact, Store
 from caravan.types import UserError
@@ -127,7 +130,7 @@ def test_histograms_count_every_document_and_colour_what_the_limit_forbids(
 ) -> None:
     store, made = road
     table = made[1].facts["rules"]
-    found = cleaning.histograms(store.open(made[1].inputs["signals"]), table)
+    found = thresholds.histograms(store.open(made[1].inputs["signals"]), table)
     words = found["gopher_words"]
     assert sum(words.counts) == made[0].facts["documents_out"] and len(words.edges) == len(words.counts) + 1
     assert words.limits == (("at least", 50.0), ("at most", 100000.0))
@@ -139,10 +142,27 @@ def test_histograms_count_every_document_and_colour_what_the_limit_forbids(
     assert len([p for p in svg.iter("path") if p.attrib["class"] == "limit"]) == 2
 
 
+@pytest.mark.parametrize(
+    ("limit", "forbidden"),
+    [("at most 0", 2), ("at least 0.3", 2), ("at most 0.3", 1), ("less than 0.3", 2), ("more than 0.3", 3)],
+)
+def test_a_value_at_a_limit_is_on_its_side(limit: str, forbidden: int, tmp_path: Path) -> None:
+    values = np.array([0, 0.1, 0.3, 0.9], np.float32)
+    if limit == "at most 0":
+        values = np.array([0, 0, 0.3, 0.9], np.float32)
+    pq.write_table(pa.table({"x": values, "lang": ["en"] * 4}), tmp_path / "train.parquet")
+    facts = {"quantiles": {"x": {"p1": 0.0, "p99": 0.9}}}
+    art = Artefact(tmp_path, {"kind": "signals", "facts": facts})
+    found = thresholds.histograms(art, {"mine": {"signal": "x", "limit": limit}})["mine"]
+    bars = [r for r in ET.fromstring(plots.histogram(found)).iter("rect") if "outside" in r.attrib["class"]]
+    said = [int(r.find("title").text.split(": ")[1].split()[0]) for r in bars]  # type: ignore[union-attr]
+    assert sum(said) == forbidden and sum(found.counts) == 4
+
+
 def test_only_documents_a_rule_judges_are_in_its_histogram(road: tuple[Store, list[Artefact]]) -> None:
     store, made = road
     rule = {"signal": "words", "limit": "at least 3", "skip_languages": ["en"], "languages": ["zh"]}
-    found = cleaning.histograms(store.open(made[1].inputs["signals"]), {"mine": rule})
+    found = thresholds.histograms(store.open(made[1].inputs["signals"]), {"mine": rule})
     assert sum(found["mine"].counts) == 0
 
 
