@@ -193,3 +193,11 @@ def test_a_flag_given_more_than_once_is_a_list_in_order() -> None:
     assert stage.listed("shards", ["a", "b"]) == {"shards": "a", "shards.2": "b"}  # type: ignore[list-item]
     with pytest.raises(UserError, match="given twice"):
         take(words, ["shards"])
+
+
+def test_weights_are_of_tokens_however_many_a_row_holds() -> None:
+    """Documents of 4 and of 12 tokens, one to a row: equal shares need three rows of one to one of the
+    other."""
+    both = [toy(1, 50, 4), toy(10_001, 50, 12)]
+    run = PretrainLoader(both, 64, 16, packing="document", phases=[Phase(1, (1, 1))], steps=10)
+    assert run.tokens_read(10) == [30 * 4, 10 * 12]
