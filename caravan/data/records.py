@@ -19,6 +19,7 @@ import zstandard
 
 from caravan.data.clean import Rejection
 from caravan.data.formats import Problem
+from caravan.data.tools import as_text
 from caravan.types import Conversation, Document, Labelled, Message, Ranking, ToolCall, UserError
 
 SPLITS = ("train", "heldout")
@@ -228,6 +229,6 @@ def write_splits(out: Path, spool: Spool, heldout_share: float, suffix: str = ".
 
 
 def texts_of(conversations: Iterable[Conversation]) -> Iterator[str]:
-    """The content of every turn."""
+    """The content of every turn, tools and calls written out."""
     for conversation in conversations:
-        yield from (m.content for m in conversation.messages)
+        yield from (m.content for m in as_text(conversation.messages))

@@ -371,11 +371,10 @@ def test_two_ways_to_read_a_file_are_an_error(tmp_path: Path) -> None:
     ) as caught:
         read(tmp_path, "conversations")
     assert caught.value.hint == "say which: --format alpaca or --format openai"
-    both = orjson.dumps(row)
-    (tmp_path / "x.jsonl").write_bytes(b'{"instruction": "q", "output": "a"}\n' + both)
+    (tmp_path / "x.jsonl").write_bytes(b'{"instruction": "q", "output": "a"}\n' + orjson.dumps(row))
     with pytest.raises(UserError, match="as alpaca"):
         read(tmp_path, "conversations")
-    (tmp_path / "x.jsonl").write_bytes(both)
+    (tmp_path / "x.jsonl").write_bytes(orjson.dumps(row))
     for name in ("alpaca", "openai"):
         chosen: dict[str, str] = {}
         found = list(formats.read_all(tmp_path, "conversations", print, Limits(), chosen, name))

@@ -113,6 +113,7 @@ def test_tools_as_text() -> None:
     assert calls.content.startswith(
         '<tool_call>\n{"name": "add", "arguments": {"a": 1, "b": "é"}}\n</tool_call>\n'
     )
+    assert any('"name": "add"' in text for text in records.texts_of([CALLING])), "tokenizers see calls"
     assert as_text(CALLING.messages, calls=False, tools=False) == list(CALLING.messages)
 
 
