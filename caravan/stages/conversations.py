@@ -123,7 +123,7 @@ class _Tally:
         for m in messages:
             if m.role in ("user", "assistant"):
                 (self.answers if m.role == "assistant" else self.questions).add(len(m.content))
-        self.languages.add(next((m.content for m in answers if m.content.strip()), ""))
+        self.languages.add(" ".join(m.content for m in messages if m.role in ("user", "assistant")))
 
     def facts(self) -> dict[str, Any]:
         return {
