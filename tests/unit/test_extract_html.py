@@ -164,6 +164,7 @@ def test_mojibake_is_seen_and_clean_text_is_not_suspected(text: str) -> None:
 def test_pages_in_a_folder_come_in_order_whatever_the_workers(tmp_path: Path) -> None:
     for i in range(7):
         (tmp_path / f"{i}.html").write_text(pages.page(f"Part {i}", STORY, pages.LAYOUTS[i % 5], i))
+    (tmp_path / "2b.html").write_bytes(b"")
     (tmp_path / "3b.html").write_text("<html><body><script>only()</script></body></html>")
     (tmp_path / "5b.htm").write_bytes(f"<meta charset=gbk><p>{ZH * 9}</p>".encode("gbk"))
     (tmp_path / "6b.html").write_text(f"<p>{FR * 9}</p>".encode().decode("latin-1"))
@@ -174,7 +175,8 @@ def test_pages_in_a_folder_come_in_order_whatever_the_workers(tmp_path: Path) ->
     assert [v.source for v in values] == [*(f"{i}.html" for i in range(6)), "5b.htm", "6.html", "notes"]
     assert ZH in values[6].text
     assert [(p.path.name, p.expected[:28]) for p in problems] == [
-        ("3b.html", "a page with text in it"), ("6b.html", "a page that was decoded in i"),
+        ("2b.html", "a file that is not empty"), ("3b.html", "a page with text in it"),
+        ("6b.html", "a page that was decoded in i"),
     ]  # fmt: skip
     assert chosen["notes"].startswith("html: it begins like a web page")
 

@@ -190,6 +190,8 @@ def test_cut_short_anywhere_is_named_and_never_raises(tmp_path: Path, suffix: st
     values, problems, _ = read(tmp_path)
     assert values[-1].text == "text" and len(values) <= 501
     assert {p.path.name for p in problems} == {name}
+    if suffix in PACK and keep:
+        assert any(f"a complete {suffix} file" in p.expected for p in problems), problems
 
 
 def test_bytes_that_are_no_text_in_any_encoding(tmp_path: Path) -> None:
