@@ -45,7 +45,8 @@ NOT = {
     "credit_card": ["4111 1111 1111 1112", "1234567890123452", "4111111111111111111111", "0000000000000000"],
     "iban": ["GB82WEST12345698765433", "DE8937040044053201300", "XX89370400440532013000"],
     "us_ssn": ["000-12-3456", "666-12-3456", "900-12-3456", "123-00-4567", "123-45-0000", "1460-89-98471"],
-    "secret": ["password = input_password_here", "AKIA123", "token: TokenizerFastEncoding", "ghp_short",
+    "secret": ["password = input_password_here", "AKIA123", "password = aaaaaaaa1111",
+               "token: TokenizerFastEncoding", "ghp_short",
                "api_key = os.environ.get", "-----BEGIN PUBLIC KEY-----\nMIIEow\n-----END PUBLIC KEY-----"],
     "address": ["In 1984 he walked", "12 angry men", "Chapter 3 The Road", "第三号", "on the Street"],
 }  # fmt: skip
@@ -94,6 +95,7 @@ def test_the_surer_kind_wins() -> None:
     text = "身份证11010519491231002X，卡4111111111111111，电话13812345678"
     spans = pii.find(text)
     assert [s.kind for s in spans] == ["cn_id", "credit_card", "phone"]
+    assert [s.kind for s in pii.find("call 460-89-9847")] == ["us_ssn"], "its phone would be announced"
     assert pii.replaced(text, spans, pii.placeholder()) == "身份证[CN_ID]，卡[CREDIT_CARD]，电话[PHONE]"
 
 
