@@ -179,7 +179,7 @@ def decode(data: bytes, charset: str | None = None, html: bool = False) -> Decod
 # What UTF-8 looks like when it was once decoded as windows-1252 or Latin-1: a lead byte shown as a letter,
 # followed by what stands for continuation bytes.
 _TWICE = re.compile(
-    "[ÂÃÄÅÐÑÎÏ][\x80-\xbf€‚ƒ„…†‡ˆ‰Š‹ŒŽ‘’“”•–—˜™š›œžŸ]|[à-ïâ][\x80-\xbf€‚ƒ„…†‡ˆ‰Š‹ŒŽ‘’“”•–—˜™š›œžŸ]{2}"
+    "[ÂÃÄÅÐÑÎÏ×ØÙÚÛ][\x80-\xbf€‚ƒ„…†‡ˆ‰Š‹ŒŽ‘’“”•–—˜™š›œžŸ]|[à-ïâ][\x80-\xbf€‚ƒ„…†‡ˆ‰Š‹ŒŽ‘’“”•–—˜™š›œžŸ]{2}"
 )
 
 

@@ -13,7 +13,7 @@ from caravan.data.formats._files import Found, Limits, OnBad, Problem
 from caravan.types import Document
 
 Jobs = Callable[[Path, OnBad, Limits], Iterator[workers.Job]]
-GARBLED = 0.02
+GARBLED = 0.01
 """Share of characters above which a text counts as decoded in the wrong encoding."""
 
 
