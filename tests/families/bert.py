@@ -64,7 +64,6 @@ def classifier(**values: Any) -> Case:
     shared: dict[str, Any] = {
         "run": labels, "run_hf": lambda m, ids: m(ids).logits, "load": checkpoint.load_classifier,
         "save": save, "rebuild": rebuild, "packing": APART, "left_pad": APART, "decode": NO_DECODER,
-        "compile": "tests/parity/test_encoders.py compiles encoders",
     }  # fmt: skip
     return Case(**(shared | values))
 

@@ -32,7 +32,10 @@ transformers, and its weight rules name every tensor of its files, in both direc
 - **decode**: drawing token by token through our engine gives the log-probabilities of one pass.
 - **packed, padded**: texts end to end in one flat batch are texts alone; rows left-padded in transformers are
   our ragged segments.
-- **one graph**: `torch.compile(fullgraph=True)` takes it (checked by `pytest -m slow`).
+- **one graph**: `torch.compile(fullgraph=True)` takes the whole model and says the same, and for one case per
+  mixer, hybrid and encoder forward and backward pass (checked by `pytest -m slow`). The backend is
+  `aot_eager`: it traces forward and backward as inductor does, but writes no kernels, which are torch's
+  business and take minutes per model.
 
 `yes` means every case; a number points to the note that says why a case leaves the check out.
 """
