@@ -77,8 +77,8 @@ one text per language are segments of one text per language. `--no-records` leav
 ## What each rule did to the data kit
 Measured with `caravan prepare` on every part of the test kit that holds text ({documents:,} documents,
 {read:.0f} MB: books, web pages, Python's documentation in two languages, questions, chats, preferences,
-532 translations of one declaration). The benchmarks were among the texts on purpose. {kept:,} documents,
-{left:.0f} MB stay{tokens}.
+532 translations of one declaration, benchmarks). {decontaminated}
+{kept:,} documents, {left:.0f} MB stay{tokens}.
 
 | step | rule | documents | share of what came | MB | what it asks | source |
 |---|---|---|---|---|---|---|"""
@@ -94,9 +94,12 @@ def _road(effects: dict[str, Any]) -> list[str]:
     first, last = effects["road"][0], effects["road"][-1]
     there = {p.stem for p in FOLDER.glob("*.md")}
     tokens = effects["tokens"]
+    asked = any(step["step"] == "decontaminate" for step in effects["road"])
+    without = "This run was made without `--benchmarks`, so nothing was decontaminated."
     head = HEAD.format(
         pages="\n".join(f"- [{name}]({name}.md): {about}" for name, about in PAGES if name in there),
         documents=first["documents_in"], read=first["bytes_in"] / 1e6,
+        decontaminated="The benchmarks were among the texts on purpose." if asked else without,
         kept=last["documents_out"], left=last["bytes_out"] / 1e6,
         tokens=f": {tokens / 1e6:.1f} M tokens, {effects['vocab']:,} kinds" if tokens else "",
     )  # fmt: skip
