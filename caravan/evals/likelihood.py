@@ -76,9 +76,7 @@ def logprobs(
         chosen = [sequences[i] for i in group]
         batch, rows = _batch(chosen, device)
         hidden_ND = _hidden(model, batch)[rows]
-        logp = token_logprobs(
-            hidden_ND, model.head_weight(), batch.targets_N[rows], **model.head_terms
-        )
+        logp = token_logprobs(hidden_ND, model.head_weight(), batch.targets_N[rows], **model.head_terms)
         out += logp.float().cpu().split([len(s.ids) - s.start for s in chosen])
         done += sum(batch.lengths)
         if report:
