@@ -172,7 +172,7 @@ def test_every_signal_is_described_and_nothing_is_nan() -> None:
 
 
 def test_of_equally_frequent_ngrams_the_first_counts() -> None:
-    """"aa bb" and "dddd ee" come twice; the first covers 8 of 21 letters."""
+    """ "aa bb" and "dddd ee" come twice; the first covers 8 of 21 letters."""
     found = measured(["aa bb aa bb c dddd ee dddd ee"])
     assert found["top_2gram"][0] == share(8, 21)
 
