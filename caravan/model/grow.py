@@ -45,7 +45,7 @@ def resize(model: Decoder, sources: Sequence[Sequence[int]], rows: int) -> Decod
     own = {name: p.detach() for name, p in model.named_parameters()}
     new = {name: grown(p, sources, rows) if name in TABLES else p.clone() for name, p in own.items()}
     result.load_state_dict(new, strict=True, assign=True)
-    result.bare, result.checkpoint_every = model.bare, model.checkpoint_every
+    result.bare, result.spelling, result.checkpoint_every = model.bare, model.spelling, model.checkpoint_every
     result.spelling = model.spelling
     result.kept = {name: tensor.clone() for name, tensor in model.kept.items()}
     return result

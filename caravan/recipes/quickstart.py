@@ -76,7 +76,7 @@ def plan(cfg: Config) -> dict[str, dict[str, Any]]:
         | {"lr": 4e-3, "weight_decay": 0.01},
         "sft": muon | {"epochs": 1.0, "batch_tokens": 4096, "lr": 3e-3, "replay_share": 0.05},
         "reward": muon | {"epochs": 1.0, "batch_tokens": 2048, "lr": 1e-3},
-        "prefer": {"epochs": 1.0, "batch_tokens": 2048, "lr": 3e-5, "beta": 0.1},
+        "prefer": {"epochs": 1.0, "batch_tokens": 2048, "lr": 3e-5, "beta": 0.1, "nll_weight": 1.0},
         "rl": {"steps": few(20, 2), "batch_prompts": 64, "minibatches": 2, "max_new_tokens": 64}
         | {"lr": 1.2e-4, "ppo": {"lam": 1.0}, "ptx_weight": 1.0},
     }

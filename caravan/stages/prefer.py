@@ -12,7 +12,7 @@ pairs of a prompt share a weight of 1.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -57,6 +57,9 @@ class Config:
     """Strength of the tie to the reference, per nat of log-ratio: larger stays closer."""
     label_smoothing: float = 0.0
     """Share of labels taken to be wrong, in [0, 0.5)."""
+    nll_weight: float = 0.0
+    """Weight of the next-token loss on each prompt's best answer, a mean per token; it keeps good answers
+    likely while bad ones are pushed away."""
     epochs: float = 1.0
     """Passes over the preferences."""
     batch_tokens: int = 8192
@@ -88,6 +91,8 @@ class Config:
             raise UserError(f"label_smoothing is {self.label_smoothing}; it must be at least 0 and below 0.5")
         if not self.beta > 0:
             raise UserError(f"beta is {self.beta}; it must be above 0")
+        if not self.nll_weight >= 0:
+            raise UserError(f"nll_weight is {self.nll_weight}; it must be at least 0")
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,12 +180,17 @@ def candidate_logprobs(model: Decoder, batch: GroupBatch) -> Tensor:
 def preference_loss(
     model: Decoder, batch: GroupBatch, reference: Reference, normaliser: float, cfg: Config, method: Any
 ) -> Loss:
-    """The method's loss over all ordered pairs of the batch's groups; `normaliser` is prompts of the step."""
+    """The method's loss over all ordered pairs of the batch's groups; `normaliser` is prompts of the step.
+
+    With `nll_weight`, plus that times the mean over prompts of the best answer's loss per token (Pang et al.
+    2024, arXiv 2404.19733, eq. 1).
+    """
     logp_S = candidate_logprobs(model, batch)
     ref_S = torch.cat([reference.logp[i] for i in batch.index]).to(logp_S.device)
-    pairs = ranking.ranked_pairs([reference.ranks[i] for i in batch.index])
+    ranks = [reference.ranks[i] for i in batch.index]
+    pairs = ranking.ranked_pairs(ranks)
     better, worse = list(pairs.better), list(pairs.worse)
-    return method.loss(
+    one: Loss = method.loss(
         logp_S[better],
         logp_S[worse],
         ref_S[better],
@@ -190,6 +200,21 @@ def preference_loss(
         label_smoothing=cfg.label_smoothing,
         weight_P=torch.tensor(pairs.weight, device=logp_S.device),
     )
+    if cfg.nll_weight == 0.0:
+        return one
+    best = _best(ranks)
+    tokens_G = torch.tensor(score.supervised(batch)[1], device=logp_S.device)[best]
+    nll = -(logp_S[best] / tokens_G).sum() / normaliser
+    return Loss(one.value + cfg.nll_weight * nll, {**one.stats, "nll": nll.detach()})
+
+
+def _best(ranks: Sequence[Sequence[int]]) -> list[int]:
+    """Place of the first best answer of each group, among all answers end to end."""
+    found, at = [], 0
+    for group in ranks:
+        found.append(at + min(range(len(group)), key=group.__getitem__))
+        at += len(group)
+    return found
 
 
 def reference_logprobs(
@@ -226,7 +251,8 @@ def audit_first_loss(
     if expected is None:
         return
     with score.asked(model):
-        first = preference_loss(model, batch, reference, len(batch.groups), cfg, method).value.item()
+        pure = replace(cfg, nll_weight=0.0)
+        first = preference_loss(model, batch, reference, len(batch.groups), pure, method).value.item()
     if abs(first - expected) > 1e-6:
         raise UserError(
             f"audit dpo-start: the first loss is {first:.8f}, it must be {expected:.8f}",

@@ -273,6 +273,37 @@ def test_ranking_gradient_does_not_depend_on_the_cut(world) -> None:
         torch.testing.assert_close(other, grads[0], rtol=1e-4, atol=1e-6)
 
 
+def test_nll_of_the_best_answers_is_added_per_token(world) -> None:
+    rows = toy.rankings(5, 8, k=3)
+    path = world[0].root.parent / "k3.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    tok = Tokenizer.load(world[1]["model"].path)
+    data = load_rankings(path, tok, 128)
+    (batch,) = group_batches(data.groups, 10**6)
+    model = toy.decoder(tok.vocab_size)
+    reference = prefer.Reference(data.ranks, [torch.zeros(3)] * 5)
+    plain, added = (
+        prefer.preference_loss(
+            model,
+            batch,
+            reference,
+            5.0,
+            replace(PREFER, nll_weight=weight),
+            stage.load("algos/preference", "dpo"),
+        )
+        for weight in (0.0, 0.5)
+    )
+    losses = []
+    for group, ranks in zip(data.groups, data.ranks, strict=True):
+        best = lm_batch([group[ranks.index(0)]])
+        logits = model.logits(model(best.ids_N, best.pos_N, Segments(best.lengths)))
+        nll_N = torch.nn.functional.cross_entropy(logits, best.targets_N, reduction="none")
+        losses.append((nll_N @ best.weight_N) / best.weight_N.sum())
+    want = torch.stack(losses).mean()
+    assert added.stats["nll"].item() == pytest.approx(want.item(), rel=1e-5)
+    assert (added.value - plain.value).item() == pytest.approx(0.5 * want.item(), rel=1e-4)
+
+
 # -- who learns
 # --------------------------------------------------------------------------------------------------
 
