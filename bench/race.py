@@ -68,7 +68,7 @@ def run_stage(
     return clock, timing
 
 
-def library_texts(count: int = 60) -> list[str]:
+def stdlib_texts(count: int = 60) -> list[str]:
     """Source files of the standard library: real text that every machine has."""
     import sysconfig
 

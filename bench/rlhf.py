@@ -36,7 +36,7 @@ def write_inputs(folder: Path) -> None:
     from caravan.model.sizes import derive, fresh
     from caravan.stages.reward import fresh as scalar
 
-    texts = race.library_texts()
+    texts = race.stdlib_texts()
     tokenizer.train(texts, VOCAB).save(folder / "tok")
     draw = random.Random(0)
     lines = [line.strip() for text in texts for line in text.splitlines() if len(line) > 20]
@@ -81,7 +81,7 @@ def our_ppo(folder: Path, steps: int, threads: int) -> race.Result:
     draw = parts.rollouts.sample  # nobody may stop early on either side: answers of a random model would
     parts.rollouts.sample = lambda *a, **k: draw(*a, **{**k, "stop_ids": frozenset()})
     config = Config(steps=steps, batch_prompts=PROMPTS, samples=SAMPLES, max_new_tokens=NEW,
-                    micro_tokens=8192, precision="bf16")  # fmt: skip
+                    precision="bf16")  # fmt: skip
     roles = {"policy": "model", "reward": "reward", "prompts": "conversations"}
     clock, _ = race.run_stage("rl", config, folder, roles, threads)
     return clock.result(1.0, "steps/s")

@@ -30,7 +30,8 @@ from typing import Any
 
 import race
 
-ROW, STEP_TOKENS, MICRO_TOKENS, VOCAB = 512, 4096, 4096, 4096
+ROW, STEP_TOKENS, VOCAB = 512, 4096, 4096
+MICRO_TOKENS = {"pretrain": 4096, "sft": 2048}
 SHAPE = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8, "num_attention_heads": 8}
 FLOPS = 6 * 27_787_264 + 6 * 2 * 8 * 512 * ROW / 2
 """Per token: 6 multiplications per weight, and causal attention over rows of 512."""
@@ -51,7 +52,7 @@ def write_inputs(folder: Path) -> None:
     from caravan.model.checkpoint import save_model
     from caravan.model.sizes import derive, fresh
 
-    texts = race.library_texts()
+    texts = race.stdlib_texts()
     tok = tokenizer.train(texts, VOCAB)
     tok.save(folder / "shards" / "tokenizer")
     encoded = list(shards.encode_documents(texts, tok))
@@ -79,7 +80,7 @@ def ours(what: str, folder: Path, steps: int, threads: int) -> race.Result:
     import importlib
 
     module = importlib.import_module(f"caravan.stages.{what}")
-    common = {"steps": steps, "batch_tokens": STEP_TOKENS, "micro_tokens": MICRO_TOKENS}
+    common = {"steps": steps, "batch_tokens": STEP_TOKENS, "micro_tokens": MICRO_TOKENS[what]}
     if what == "pretrain":
         config = module.Config(size="small", context=ROW, eval_tokens=ROW, **common)
         roles = {"shards": "shards"}

@@ -355,7 +355,10 @@ def test_control_c_says_where_to_go_on(tmp_path: Path) -> None:
     path = f"{ROOT}{os.pathsep}{Path(__file__).parent}"
     env = {**os.environ, "PYTHONPATH": path, "COUNTING_SLEEPS": "0.05", "COUNTING_LOG": str(tmp_path / "log")}
     words = [sys.executable, "-m", "caravan", COUNT, "--raw", "text.txt", "--steps", "1000"]
-    running = subprocess.Popen(words, env=env, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    running = subprocess.Popen(
+        words, env=env, cwd=tmp_path, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background ignores it
+    )  # fmt: skip
     until = time.monotonic() + 20
     while not (tmp_path / "log").exists() and time.monotonic() < until:
         time.sleep(0.02)

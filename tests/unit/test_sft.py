@@ -92,7 +92,7 @@ def test_a_tokenizer_that_does_not_fit_is_refused(tmp_path, inputs):
     tokenizer.train(
         [f"{a}{b} " * 3 for a in "abcdefgh" for b in "ijklmnop"] + training_toys.texts(), 400
     ).save(other / "tokenizer")
-    roles = {"shards": Artefact(other, {"kind": "shards"})}
+    roles = {"shards": Artefact(other, {"kind": "shards", "id": "0" * 16})}
     with pytest.raises(UserError, match="embedding rows"):
         pretrain.run(
             pretrain.Config(size="nano", steps=1), roles, tmp_path, Runtime(work=tmp_path, threads=1)
