@@ -115,13 +115,8 @@ def run(
             _first_step_audit(trainee, batches, done.loss, fresh_vocab, say)
         verdict = guard.record(done.loss, done.grad_norm, done.applied)
         history.step = step + 1
-        numbers: dict[str, Any] = {
-            "loss": done.loss,
-            "lr": lr,
-            "grad_norm": done.grad_norm,
-            **done.stats,
-            **about(step),
-        }
+        numbers: dict[str, Any] = {"loss": done.loss, "lr": lr, "grad_norm": done.grad_norm, **done.stats}
+        numbers.update(about(step))
         if verdict == "ok":
             history.tokens += total
             history.last_loss = done.loss

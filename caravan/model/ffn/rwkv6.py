@@ -9,29 +9,15 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from caravan.kernels.shortconv import token_shift
 from caravan.model.activations import relu2
-from caravan.model.spec import FFN
+from caravan.model.ffn.rwkv import ChannelMix
 
 
-class ChannelMix6(nn.Module):
-    """Parameters `mix_k mix_r k v r`."""
-
-    def __init__(self, d: int, ffn: FFN) -> None:
-        super().__init__()
-        self.mix_k, self.mix_r = (nn.Parameter(torch.empty(d)) for _ in range(2))
-        self.k = nn.Linear(d, ffn.d_ff, bias=False)
-        self.r = nn.Linear(d, d, bias=False)
-        self.v = nn.Linear(ffn.d_ff, d, bias=False)
-        self.initialise()
-
-    @torch.no_grad()
-    def initialise(self) -> None:
-        """Half of each neighbour."""
-        self.mix_k.fill_(0.5)
-        self.mix_r.fill_(0.5)
+class ChannelMix6(ChannelMix):
+    """The parameters of v4 and v5; shares are of the way to the neighbour."""
 
     def forward(self, x_ND: Tensor, index: int, attend: Any) -> Tensor:
         state = attend.state(-1 - index) or {}
