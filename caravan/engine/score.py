@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from caravan.algos.logprobs import token_logprobs
-from caravan.kernels.attention import Segments
-from caravan.model.decoder import Decoder, prefixes
+from caravan.model.decoder import Decoder
+from caravan.model.flat import hidden_states
 from caravan.model.heads import RewardModel
 from caravan.types import Batch
 
@@ -42,8 +42,7 @@ def logprobs(
     it.
     """
     index_R = batch.weight_N.nonzero().squeeze(1)
-    prefix = prefixes(model.spec, batch.ids_N, batch.lengths)
-    hidden_ND = model(batch.ids_N, batch.pos_N, Segments(batch.lengths, batch.ids_N.device, prefix))
+    hidden_ND, _ = hidden_states(model, batch)
     out = token_logprobs(
         hidden_ND.index_select(0, index_R),
         model.head_weight(),

@@ -15,9 +15,10 @@ from torch import Tensor
 from caravan.algos.logprobs import token_logprobs
 from caravan.data.pack import lm_batch
 from caravan.data.render import Rendered
-from caravan.kernels.attention import Segments
-from caravan.model.decoder import Decoder, prefixes
+from caravan.model.decoder import Decoder
+from caravan.model.flat import hidden_states
 from caravan.model.heads import RewardModel
+from caravan.systems.train import to_device
 from caravan.types import Batch
 
 _ROWS = 512
@@ -50,13 +51,7 @@ def _batch(sequences: Sequence[Scored], device: torch.device) -> tuple[Batch, Te
     """The flat batch, and the rows N whose next token is scored."""
     batch = lm_batch([Rendered(list(s.ids), [i >= s.start for i in range(len(s.ids))]) for s in sequences])
     rows = torch.nonzero(batch.weight_N, as_tuple=True)[0].to(device)
-    moved = (batch.ids_N.to(device), batch.pos_N.to(device), batch.lengths, batch.targets_N.to(device))
-    return Batch(*moved, batch.weight_N.to(device)), rows
-
-
-def _hidden(model: Decoder, batch: Batch) -> Tensor:
-    prefix = prefixes(model.spec, batch.ids_N, batch.lengths)
-    return model(batch.ids_N, batch.pos_N, Segments(batch.lengths, batch.ids_N.device, prefix))
+    return to_device(batch, device), rows
 
 
 def _device(model: torch.nn.Module) -> torch.device:
@@ -75,7 +70,7 @@ def logprobs(
     for group in _groups([len(s.ids) for s in sequences], batch_tokens):
         chosen = [sequences[i] for i in group]
         batch, rows = _batch(chosen, device)
-        hidden_ND = _hidden(model, batch)[rows]
+        hidden_ND = hidden_states(model, batch)[0][rows]
         logp = token_logprobs(hidden_ND, model.head_weight(), batch.targets_N[rows], **model.head_terms)
         out += logp.float().cpu().split([len(s.ids) - s.start for s in chosen])
         done += sum(batch.lengths)
@@ -110,7 +105,7 @@ def divergence(
     for group in _groups([len(s.ids) for s in sequences], batch_tokens):
         chosen = [sequences[i] for i in group]
         batch, rows = _batch(chosen, device)
-        hidden_p, hidden_q = _hidden(model, batch)[rows], _hidden(reference, batch)[rows]
+        hidden_p, hidden_q = hidden_states(model, batch)[0][rows], hidden_states(reference, batch)[0][rows]
         columns: list[list[Tensor]] = [[], [], []]
         for start in range(0, len(rows), _ROWS):
             part = slice(start, start + _ROWS)

@@ -12,9 +12,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from caravan.kernels.attention import Segments
 from caravan.model.activations import ACTIVATIONS
-from caravan.model.decoder import Attend, prefixes
+from caravan.model.decoder import Attend
+from caravan.model.flat import hidden_states
 from caravan.types import Batch, UserError
 
 
@@ -110,7 +110,7 @@ class RewardModel(nn.Module):
                 "an encoder reads the whole answer before it judges the first token: it cannot be the critic",
                 "train the reward model on a decoder, for example on the policy's own base",
             )
-        return self.score(self(batch.ids_N, batch.pos_N, self._attend(batch)))
+        return self.score(hidden_states(self, batch)[0])
 
     def scores(self, batch: Batch) -> Tensor:
         """[S] fp32: the head at the last token of every segment; an encoder's, at the token it pools."""
@@ -125,11 +125,7 @@ class RewardModel(nn.Module):
         """[S, D] hidden state of the token that stands for each segment."""
         first = isinstance(self.score, PooledHead) and self.score.reads == "first"
         at_S = torch.tensor(_tokens(batch.lengths, first), device=batch.ids_N.device)
-        return self(batch.ids_N, batch.pos_N, self._attend(batch))[at_S]
-
-    def _attend(self, batch: Batch) -> Segments:
-        prefix = prefixes(self.spec, batch.ids_N, batch.lengths)
-        return Segments(batch.lengths, batch.ids_N.device, prefix)
+        return hidden_states(self, batch)[0][at_S]
 
 
 def _tokens(lengths: Sequence[int], first: bool) -> list[int]:

@@ -13,12 +13,12 @@ import torch
 from caravan.data.pack import lm_batch
 from caravan.data.render import Rendered
 from caravan.data.tokenizer import Tokenizer
-from caravan.kernels.attention import Segments
 from caravan.model.checkpoint import load_model
-from caravan.model.decoder import prefixes
+from caravan.model.flat import hidden_states
 from caravan.stage import Runtime
 from caravan.store import Artefact
 from caravan.systems.runtime import setup
+from caravan.systems.train import to_device
 
 
 class Embedder:
@@ -41,8 +41,6 @@ class Embedder:
             ids = [i for i in start if i is not None] + tok.encode(text[: 32 * self._tokens])
             ids = ids[: self._tokens] or [0]
             batch = lm_batch([Rendered(ids, [True] * len(ids))])
-            ids_N, pos_N = batch.ids_N.to(self._device), batch.pos_N.to(self._device)
-            prefix = prefixes(model.spec, ids_N, batch.lengths)
-            hidden_ND = model(ids_N, pos_N, Segments(batch.lengths, ids_N.device, prefix))
+            hidden_ND, _ = hidden_states(model, to_device(batch, self._device))
             rows.append(hidden_ND.float().mean(dim=0).cpu().numpy())
         return np.stack(rows)

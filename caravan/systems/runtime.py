@@ -18,6 +18,10 @@ from caravan.types import UserError
 if TYPE_CHECKING:
     from caravan.stage import Runtime
 
+KEPT_KERNELS = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128", "LRU_CACHE_CAPACITY": "16"}
+"""How many prepared bf16 kernels oneDNN and torch keep, one per shape. Their own limit, 1024 each, is several
+hundred MB where batches differ in length; read before the first product."""
+
 Precision = Literal["auto", "bf16", "fp32"]
 
 
@@ -49,6 +53,8 @@ def setup(rt: Runtime, seed: int = 0, precision: Precision = "auto") -> Machine:
 
     Raises UserError when a device or precision is asked for that is not there.
     """
+    for name, most in KEPT_KERNELS.items():
+        os.environ.setdefault(name, most)
     device = _device(rt.device)
     threads = rt.threads or available_threads()
     torch.set_num_threads(threads)

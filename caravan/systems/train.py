@@ -20,10 +20,10 @@ from torch import Tensor, nn
 
 from caravan.algos.lm import cross_entropy
 from caravan.algos.optim import OptimConfig, Optimiser, layout
-from caravan.kernels.attention import Segments
 from caravan.model.checkpoint import wide_names
-from caravan.model.decoder import Decoder, prefixes
+from caravan.model.decoder import Decoder
 from caravan.model.ffn.moe import balance_loss
+from caravan.model.flat import hidden_states
 from caravan.systems import parallel
 from caravan.systems.balance import Balance
 from caravan.types import Batch, Loss
@@ -198,9 +198,7 @@ def lm_loss(model: Decoder, batch: Batch, normaliser: float, z_loss: float = 0.0
     A mixture of experts adds its load-balancing loss, weighted as the tokens of this batch are in the step.
     """
     batch = to_device(batch, model.embed.weight.device)
-    prefix = prefixes(model.spec, batch.ids_N, batch.lengths)
-    attend = Segments(batch.lengths, batch.ids_N.device, prefix)
-    hidden_ND = model(batch.ids_N, batch.pos_N, attend)
+    hidden_ND, attend = hidden_states(model, batch)
     one = cross_entropy(
         hidden_ND,
         model.head_weight(),
