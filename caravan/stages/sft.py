@@ -65,6 +65,8 @@ class Config:
     """Peak learning rate; none: a tenth of what pre-training at this width starts from."""
     weight_decay: float = 0.0
     """Decoupled decay of matrices."""
+    balance_rate: float = 0.001
+    """Experts chosen with a bias (DeepSeek-V3): how far a step moves it towards even use; 0: not at all."""
     schedule: ScheduleKind = "linear"
     """Learning rate over time: linear, cosine, wsd or constant."""
     warmup_share: float = 0.03
@@ -189,7 +191,9 @@ def _plan(cfg: Config, spec: Spec, epoch: int, say: Callable[[str], None]) -> lo
     return loop.LoopConfig(
         steps=steps,
         micro_tokens=cfg.micro_tokens,
-        optim=OptimConfig(name=cfg.optimizer, lr=lr, weight_decay=cfg.weight_decay),
+        optim=OptimConfig(
+            name=cfg.optimizer, lr=lr, weight_decay=cfg.weight_decay, balance_rate=cfg.balance_rate
+        ),
         schedule=Schedule(
             kind=cfg.schedule,
             warmup_steps=max(1, round(cfg.warmup_share * steps)),

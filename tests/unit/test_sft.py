@@ -5,11 +5,15 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "invariants"))
 import training_toys
 
+from caravan.model.checkpoint import save_model
+from caravan.model.sizes import fresh
+from caravan.model.spec import FFN, MLA, Attn, Layer, MoE, Norm, Rope, Spec
 from caravan.stage import Runtime
 from caravan.stages import pretrain, sft
 from caravan.store import Artefact
@@ -119,3 +123,29 @@ def test_a_chat_template_is_chosen_by_name(tmp_path, inputs):
     (tmp_path / "again").mkdir()
     with pytest.raises(UserError, match="no chat template 'zefyr'"):
         run(tmp_path / "again", inputs, chats, steps=1, template="zefyr")
+
+
+@pytest.fixture(scope="module")
+def experts(inputs, tmp_path_factory):
+    """A base whose router has a choice bias, with the tokenizer of the others."""
+    folder = tmp_path_factory.mktemp("experts")
+    config = json.loads((inputs / "model" / "config.json").read_text())
+    moe = MoE(n_expert=4, top_k=2, d_ff=8, score="sigmoid", bias_correction=True, eps=1e-20, scale=2.5,
+              group_score="top2", aux_coef=0.0)  # fmt: skip
+    mla = MLA(q_rank=None, kv_rank=8, nope=4, rope=4, v=8)
+    attn = Attn(n_head=2, n_kv=2, head_dim=8, mla=mla, rope=Rope(dim=4, interleaved=True))
+    layer = Layer(mixer="mla", attn=attn, ffn=FFN(kind="moe", d_ff=16, act="silu", moe=moe), norm=Norm())
+    spec = Spec(vocab=config["vocab_size"], d=16, layers=(layer,), final_norm=Norm(), max_pos=64, tie=False)
+    model = fresh(spec, 0)
+    model.family = "deepseek_v3"
+    save_model(model, folder / "model", tokenizer=inputs / "model", dtype=torch.float32)
+    return folder
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.25])
+def test_the_choice_bias_of_experts_moves_at_the_rate_asked_for(tmp_path, experts, rate):
+    """One step: every bias goes up or down by the rate, or stays where its expert had the mean."""
+    run(tmp_path, experts, data(tmp_path / "data", ("7+1?", "8")), steps=1, balance_rate=rate)
+    name = "model.layers.0.mlp.gate.e_score_correction_bias"
+    before, after = (load_file(f / "model.safetensors")[name] for f in (experts / "model", tmp_path / "out"))
+    assert set((after - before).abs().tolist()) <= {0.0, rate} and bool((after != before).any()) == (rate > 0)
