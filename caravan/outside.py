@@ -1,7 +1,7 @@
 """Which files of an outside path enter the store, by the kind they are added as. Nothing enters unseen.
 
-A model folder gives what is needed to run it (weights as safetensors, configs, tokenizer) and nothing that
-could execute; raw data gives every file that is not hidden.
+A model folder gives what is needed to run it (weights as safetensors, configs, tokenizer), what says who may
+use it (licence, notice, readme) and nothing that could execute; raw data gives every file that is not hidden.
 """
 
 from __future__ import annotations
@@ -16,6 +16,9 @@ from caravan.types import UserError
 
 MODEL_KINDS = ("model", "reward", "tokenizer")
 _NEEDED = (".json", ".safetensors", ".txt", ".model", ".tiktoken", ".jinja")
+_SAYS = ("license", "licence", "copying", "notice", "readme", "use_policy")
+"""How the names of files begin that say whose work it is and what may be done with it."""
+_PROGRAMS = (".py", ".pyc", ".so", ".sh", ".exe", ".dll", ".js", ".ipynb")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _CONVERT = (
     "convert it once where you trust it: "
@@ -73,7 +76,9 @@ def _model(source: Path, kind: str) -> dict[str, Path]:
         raise UserError(f"{source} is a file; a {kind} is a folder", "give the folder that holds config.json")
     there = {p.name: p for p in sorted(source.iterdir()) if p.is_file()}
     skipped = ("manifest.json", "pytorch_model.bin.index.json")
-    found = {n: p for n, p in there.items() if p.suffix in _NEEDED and n not in skipped}
+    found = {
+        n: p for n, p in there.items() if (p.suffix in _NEEDED and n not in skipped) or says_whose(p.name)
+    }
     if kind == "tokenizer":
         found = {n: p for n, p in found.items() if p.suffix != ".safetensors"}
         formats = ("tokenizer.json", "merges.txt", "rwkv_vocab", ".model", ".tiktoken")
@@ -93,6 +98,12 @@ def _model(source: Path, kind: str) -> dict[str, Path]:
     if "config.json" not in found:
         raise UserError(f"{source} holds no config.json", "give the folder of a Hugging Face checkpoint")
     return found
+
+
+def says_whose(name: str) -> bool:
+    """Whether a file's name is of LICENSE's kind (LICENSE.apache, NOTICE.txt, README_zh.md, ...)
+    and not a program's."""
+    return name.lower().startswith(_SAYS) and Path(name).suffix.lower() not in _PROGRAMS + _PICKLES
 
 
 def manifest(source: Path) -> dict[str, Any] | None:

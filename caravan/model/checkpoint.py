@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from caravan import outside
 from caravan.model import families, rules
 from caravan.model.decoder import Decoder
 from caravan.model.filling import fill
@@ -273,9 +274,12 @@ def _special_ids(tokenizer: Path | str | None) -> dict[str, int]:
 
 
 def copy_tokenizer(source: Path | str | None, folder: Path | str) -> None:
-    """Copy whichever tokenizer files a folder has."""
-    for name in TOKENIZER_FILES if source is not None else ():
-        path = Path(str(source)) / name
+    """Copy whichever tokenizer files a folder has, and its licence, which holds for what is made from it."""
+    if source is None:
+        return
+    terms = [p.name for p in sorted(Path(source).glob("*")) if outside.says_whose(p.name)]
+    for name in [*TOKENIZER_FILES, *(n for n in terms if not n.lower().startswith("readme"))]:
+        path = Path(source) / name
         if path.is_file() and path.resolve() != (Path(folder) / name).resolve():
             shutil.copyfile(path, Path(folder) / name)
 

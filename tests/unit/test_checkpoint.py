@@ -83,6 +83,18 @@ def test_tokenizer_files_and_special_ids_travel(model: Decoder, tmp_path: Path) 
     assert generation == {"eos_token_id": [7, 8], "pad_token_id": 9}
 
 
+def test_the_licence_travels_and_the_readme_of_another_model_does_not(model: Decoder, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    for name in ("LICENSE", "NOTICE.txt", "README.md", "license.py"):
+        (source / name).write_text(name)
+    checkpoint.save_model(model, tmp_path / "m", source)
+    assert {p.name for p in (tmp_path / "m").iterdir()} & {p.name for p in source.iterdir()} == {
+        "LICENSE",
+        "NOTICE.txt",
+    }
+
+
 def test_large_models_are_written_in_shards(model: Decoder, folder: Path) -> None:
     tensors = checkpoint.export_tensors(model)
     (folder / "model.safetensors").unlink()

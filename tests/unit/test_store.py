@@ -129,7 +129,9 @@ def test_an_unreadable_file_is_named(store: Store, tmp_path: Path, monkeypatch: 
         store.add(tmp_path / "a.txt")
 
 
-def test_of_a_model_folder_only_what_runs_it_enters(store: Store, tmp_path: Path) -> None:
+def test_of_a_model_folder_what_runs_it_and_its_licence_enter_and_no_program(
+    store: Store, tmp_path: Path
+) -> None:
     folder = tmp_path / "model"
     (folder / "onnx").mkdir(parents=True)
     wanted = (
@@ -139,8 +141,21 @@ def test_of_a_model_folder_only_what_runs_it_enters(store: Store, tmp_path: Path
         "merges.txt",
         "spiece.model",
         "chat.jinja",
+        "LICENSE",
+        "LICENCE.apache",
+        "NOTICE.txt",
+        "README.md",
+        "README_zh.md",
+        "USE_POLICY.md",
     )
-    for name in (*wanted, "pytorch_model.bin", "modeling_evil.py", "README.md", "onnx/model.json"):
+    for name in (
+        *wanted,
+        "pytorch_model.bin",
+        "modeling_evil.py",
+        "license.py",
+        "readme.sh",
+        "onnx/model.json",
+    ):
         (folder / name).write_text(name)
     art = store.add(folder, kind="model")
     assert sorted(art.manifest["files"]) == sorted(wanted)
