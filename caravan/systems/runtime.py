@@ -18,7 +18,7 @@ from caravan.types import UserError
 if TYPE_CHECKING:
     from caravan.stage import Runtime
 
-KEPT_KERNELS = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128", "LRU_CACHE_CAPACITY": "16"}
+KEPT_KERNELS = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128", "LRU_CACHE_CAPACITY": "64"}
 """How many prepared bf16 kernels oneDNN and torch keep, one per shape. Their own limit, 1024 each, is several
 hundred MB where batches differ in length; read before the first product."""
 
