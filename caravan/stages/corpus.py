@@ -13,6 +13,7 @@ import orjson
 
 from caravan.data import clean, dedup, extract, formats, records, steps
 from caravan.data.clean import Rejection
+from caravan.data.columns import Column, Names
 from caravan.data.steps import Item
 from caravan.stage import Runtime
 from caravan.store import Artefact
@@ -21,7 +22,7 @@ from caravan.types import Document, UserError
 INPUTS = {"raw": "raw"}
 OUTPUT = "corpus"
 USES: dict[str, str] = {}
-VERSION = 2
+VERSION = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +46,8 @@ class Config:
     """Longer lines are not read but put into quarantine (bytes)."""
     html: str = "fast"
     """How web pages become text: fast, accurate or plain (docs/data/extraction.md)."""
+    memory_mb: int = 256
+    """About what sorting may hold in memory (megabytes); the rest lies on disk. Changes no result."""
 
 
 def run(cfg: Config, inputs: Mapping[str, Artefact], out: Path, rt: Runtime) -> dict[str, Any]:
@@ -57,27 +60,20 @@ def run(cfg: Config, inputs: Mapping[str, Artefact], out: Path, rt: Runtime) -> 
     )  # fmt: skip
     chosen: dict[str, str] = {}
     tally = _Tally()
-    spool = records.Spool(rt.work / "clean.jsonl")
-    near = _Near(rt.work, cfg.near_duplicates) if cfg.near_duplicates else None
-    known: set[bytes] = set()
+    copies = _Copies(rt.work, cfg.near_duplicates, cfg.memory_mb << 20)
     read = _read(root, quarantine, limits, chosen, tally)
     with records.packed_writer(out / "removed.jsonl.zst") as removed:
         for batch in steps.mapped(
             judged(cfg), steps.item_batches(read), steps.workers(rt.threads), rt.engine
         ):
             for item, verdict in batch:
-                verdict = verdict or _exact(item, known)
-                if verdict is None:
-                    spool.add(records.dump(item.document), item.found["digest"], item.split)
-                    if near:
-                        near.add(item)
-                else:
+                if verdict is not None:
                     tally.note(item.document, verdict)
                     removed.write(records.dump_removed(item.document, verdict))
+            copies.add([item for item, verdict in batch if verdict is None])
             tally.judged += len(batch)
             rt.report(tally.judged, 0, "documents")
-        drop = near.found() if near else {}
-        kept = _write(cfg, out, spool, drop, tally, removed)
+        kept = _write(cfg, out, copies, tally, removed)
     if not kept["train"]:
         raise UserError(
             "nothing is left of the text: " + _why(tally, quarantine), "look at the rules with --help"
@@ -177,46 +173,63 @@ class _Shingles:
         return clean.repetition(text, words, _HASHES(words), lang)
 
 
-class _Near:
-    """Near duplicates among the documents that came through; signatures lie on disk."""
+class _Copies:
+    """Documents that came through, on disk, and which of them are copies: of the same text the first stays,
+    of near duplicates the best ranked (`dedup.keepers`)."""
 
-    def __init__(self, folder: Path, similarity: float) -> None:
-        self._found = dedup.NearDuplicates(folder, dedup.Setting(similarity=similarity), 256 << 20)
-        self._ranks = dedup.Ranks()
-        self._ids: list[str] = []
-        self._waiting: list[Item] = []
+    def __init__(self, folder: Path, similarity: float, memory_bytes: int) -> None:
+        self.spool = records.Spool(folder / "clean.jsonl")
+        self._folder = folder
+        self._same = dedup.SameKey(folder, memory_bytes)
+        self._near: dedup.NearDuplicates | None = None
+        if similarity:
+            self._near = dedup.NearDuplicates(folder, dedup.Setting(similarity=similarity), memory_bytes)
+        self._ranks, self._ids = dedup.Ranks(folder), Names(folder)
 
-    def add(self, item: Item) -> None:
-        self._ids.append(item.document.id)
-        self._waiting.append(item)
-        if len(self._waiting) == 256:
-            self._flush()
-
-    def _flush(self) -> None:
-        if not self._waiting:
+    def add(self, items: Sequence[Item]) -> None:
+        if not items:
             return
-        self._found.add(np.stack([item.found["signature"] for item in self._waiting]))
-        for item in self._waiting:
-            hashed = int(item.found["digest"][:16], 16)
-            self._ranks.add([hashed], [len(item.document.text)], item.split == "heldout")
-        self._waiting.clear()
+        digests = [item.found["digest"] for item in items]
+        for item, digest in zip(items, digests, strict=True):
+            self.spool.add(records.dump(item.document), digest, item.split)
+        hashes = [int(digest[:16], 16) for digest in digests]
+        self._same.add_digests([(h, int(digest[16:], 16)) for h, digest in zip(hashes, digests, strict=True)])
+        if self._near:
+            self._near.add(np.stack([item.found["signature"] for item in items]))
+            heldout = [item.split == "heldout" for item in items]
+            self._ranks.add(hashes, [len(item.document.text) for item in items], heldout)
+            self._ids.add(item.document.id for item in items)
 
-    def found(self) -> dict[int, str]:
-        """Place of a document to drop -> id of the one that stays."""
-        self._flush()
-        links = dedup.Links(len(self._ids))
-        self._found.link(self._ranks, links)
-        copies, stays = links.clusters(self._ranks)
-        self._found.close()
-        return {c: self._ids[k] for c, k in zip(copies.tolist(), stays.tolist(), strict=True)}
+    def judged(self, heldout_share: float) -> Iterator[tuple[str, bytes, Rejection | None]]:
+        """(split, line, why it goes or None) of every document, in the order of arrival."""
+        repeated = self._same.repeated()
+        gone = self._resembling(repeated)
+        copy, why = next(gone, (-1, ""))
+        lines = enumerate(self.spool.split(heldout_share, repeated))
+        for _, chunk in repeated.chunks():
+            for again, (place, (split, line)) in zip(chunk.tolist(), lines, strict=False):
+                verdict = None
+                if again:
+                    verdict = Rejection("exact_duplicate", "the same text came before")
+                elif place == copy:
+                    verdict = Rejection("near_duplicate", f"resembles {why}, which stays")
+                    copy, why = next(gone, (-1, ""))
+                yield split, line, verdict
+        for _ in lines:  # none is left; this removes the file
+            raise AssertionError("more lines than keys")
+        repeated.close()
 
-
-def _exact(item: Item, known: set[bytes]) -> Rejection | None:
-    digest = bytes.fromhex(item.found["digest"])
-    if digest in known:
-        return Rejection("exact_duplicate", "the same text came before")
-    known.add(digest)
-    return None
+    def _resembling(self, repeated: Column) -> Iterator[tuple[int, str]]:
+        """(place of a near duplicate, id of the one that stays), places ascending."""
+        if self._near is None:
+            return
+        links = dedup.Links(len(self._ranks), self._folder)
+        self._near.link(self._ranks, links, repeated)
+        self._near.close()
+        for places, stays in links.pairs(self._ranks):
+            yield from zip(places.tolist(), self._ids.take(stays), strict=True)
+        for column in (links, self._ranks, self._ids):
+            column.close()
 
 
 class _Tally:
@@ -245,21 +258,19 @@ def _read(
         yield Item(found.value, found.split)
 
 
-def _write(
-    cfg: Config, out: Path, spool: records.Spool, drop: Mapping[int, str], tally: _Tally, removed: Any
-) -> dict[str, int]:
-    """Everything that stays, to its split; what an earlier document resembles, to the removed ones."""
+def _write(cfg: Config, out: Path, copies: _Copies, tally: _Tally, removed: Any) -> dict[str, int]:
+    """Everything that stays, to its split; what an earlier document equals or resembles, to the removed
+    ones."""
     kept = {"train": 0, "heldout": 0, "train_bytes": 0, "heldout_bytes": 0}
     with (
         records.packed_writer(out / "train.jsonl.zst") as train,
         records.packed_writer(out / "heldout.jsonl.zst") as heldout,
     ):
-        for index, (split, line) in enumerate(spool.split(cfg.heldout_share)):
+        for split, line, verdict in copies.judged(cfg.heldout_share):
             document = Document(**orjson.loads(line))
-            if index in drop:
-                rejection = Rejection("near_duplicate", f"resembles {drop[index]}, which stays")
-                tally.note(document, rejection)
-                removed.write(records.dump_removed(document, rejection))
+            if verdict is not None:
+                tally.note(document, verdict)
+                removed.write(records.dump_removed(document, verdict))
                 continue
             size = _size(document.text)
             (train if split == "train" else heldout).write(line)

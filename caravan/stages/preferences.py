@@ -18,7 +18,7 @@ from caravan.types import Labelled, Message, Ranking
 INPUTS = {"raw": "raw", "benchmarks": "raw?"}
 OUTPUT = "preferences"
 USES: dict[str, str] = {}
-VERSION = 2
+VERSION = 3
 LABELS = ".labels.jsonl"
 """Single answers with a label lie beside the rankings, in train.labels.jsonl and heldout.labels.jsonl."""
 

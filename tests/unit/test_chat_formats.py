@@ -265,6 +265,26 @@ PREFERENCES = {
 }  # fmt: skip
 
 
+def test_what_is_of_another_kind_is_told_with_its_command(tmp_path: Path) -> None:
+    hint = {}
+    for kind, row in {
+        "corpus": {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}],
+                   "tools": '[{"name": "a tool with words"}]'},
+        "preferences": {"instruction": "q", "output": "a"},
+        "conversations": {"prompt": "q", "answers": [{"answer": "g", "rank": 1}, {"answer": "b", "rank": 2}]},
+    }.items():  # fmt: skip
+        with pytest.raises(
+            UserError, match=f"nothing that gives {kind} .*records with {', '.join(row)}"
+        ) as e:
+            one(tmp_path, row, kind)
+        hint[kind] = str(e.value.hint)
+    assert hint["corpus"].endswith(
+        "(sharegpt: records hold a list 'conversations'): `caravan conversations` reads it"
+    )
+    assert "`caravan conversations` reads it" in hint["preferences"]
+    assert "`caravan preferences` reads it" in hint["conversations"]
+
+
 @pytest.mark.parametrize("name", PREFERENCES)
 def test_preference_formats(tmp_path: Path, name: str) -> None:
     row, ranking = PREFERENCES[name]
@@ -291,6 +311,10 @@ def test_preference_formats(tmp_path: Path, name: str) -> None:
          "rejected": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "b"}],
          "score_chosen": 8.0, "score_rejected": 5.0},
         {"prompt": "q", "completions": [{"response": "g", "score": 2}, {"response": "b", "score": 1}]},
+        {"prompt": "\n\nHuman: q\n\nAssistant: ", "answers": [{"answer": "g", "model": "m", "rank": 1.0},
+                                                            {"answer": "b", "model": "n", "rank": 2.0}]},
+        {"prompt": "q", "responses": [{"text": "g", "score": 2}, {"text": "b", "score": 1}]},
+        {"prompt": "\n\nHuman: q\n\nAssistant:", "response": "g", "chosen": "g", "rejected": "b"},
     ],
 )  # fmt: skip
 def test_pairs_in_every_dress(tmp_path: Path, row: dict) -> None:

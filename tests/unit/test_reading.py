@@ -78,10 +78,12 @@ def test_the_text_column_is_found_by_name_or_because_it_is_the_only_one(tmp_path
     }.items():  # fmt: skip
         (tmp_path / f"{name}.jsonl").write_bytes(orjson.dumps(row))
     (tmp_path / "e.jsonl").write_bytes(orjson.dumps({"question": "which one", "answer": "nobody knows"}))
+    (tmp_path / "f.jsonl").write_bytes(orjson.dumps({"turns": [{"from": "human"}], "schema": "of a tool"}))
+    (tmp_path / "g.jsonl").write_bytes(orjson.dumps({"tools": "some words", "turns": "none"}))
     values, problems, chosen = read(tmp_path)
     assert [v.text for v in values] == ["upper case", "the only text", "body text", "text before content"]
     assert "'review' is the only column that holds text" in chosen["b.jsonl"] and "TEXT" in chosen["a.jsonl"]
-    assert [p.path.name for p in problems] == ["e.jsonl"]
+    assert [p.path.name for p in problems] == ["e.jsonl", "f.jsonl", "g.jsonl"]
 
 
 def test_a_cell_that_is_no_utf8_costs_its_row(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -156,7 +156,23 @@ def read_all(
     if not chosen:
         named = ", ".join(p.name + (f" ({keys})" if (keys := _keys(p, limits)) else "") for p in paths[:3])
         more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
-        raise UserError(f"nothing that gives {kind} was found in {named}{more}", f"expected {expected(kind)}")
+        other = _of_another_kind(paths[:3], kind, limits)
+        raise UserError(
+            f"nothing that gives {kind} was found in {named}{more}", other or f"expected {expected(kind)}"
+        )
+
+
+def _of_another_kind(paths: Sequence[Path], kind: str, limits: Limits) -> str | None:
+    """What the first of these files that can be read at all is instead, and the command for that."""
+    for path in paths:
+        for other in (*DECIDED, "corpus"):
+            try:
+                best = choose(path, other, limits, _ignore) if other != kind and path.stat().st_size else None
+            except UserError:  # two formats of the other kind claim it: the command itself will say so
+                best = None
+            if best:
+                return f"{path.name} gives {other} ({best[0]}: {best[1]}): `caravan {other}` reads it"
+    return None
 
 
 def _items(

@@ -98,6 +98,27 @@ def messages_of(turns: Any) -> tuple[Message, ...]:
     return tuple(found)
 
 
+_SPEAKER = re.compile(r"\n\n(Human|Assistant):")
+
+
+def is_transcript(text: str) -> bool:
+    """Whether turns of `Human:` and `Assistant:` stand in one text, as in HH-RLHF."""
+    return _SPEAKER.search("\n\n" + text.lstrip()) is not None
+
+
+def transcript_of(text: str) -> tuple[Message, ...]:
+    """A transcript's messages, in order; Bad if it does not begin with a speaker."""
+    text = "\n\n" + text.lstrip()
+    marks = list(_SPEAKER.finditer(text))
+    if not marks or marks[0].start() != 0:
+        raise Bad("a transcript that begins with 'Human:'")
+    ends = [m.start() for m in marks[1:]] + [len(text)]
+    roles = ("user" if m[1] == "Human" else "assistant" for m in marks)
+    return tuple(
+        Message(role, text[m.end() : end].strip()) for role, m, end in zip(roles, marks, ends, strict=True)
+    )
+
+
 def with_system(row: dict[str, Any], messages: tuple[Message, ...]) -> tuple[Message, ...]:
     """`messages` behind the record's own system text and tools, if it has them apart."""
     system = next((row[k] for k in ("system", "system_prompt", "system_message") if row.get(k)), None)

@@ -1,7 +1,8 @@
 """Documents: one {text} per record (jsonl, json, parquet, arrow, csv), with optional id, source, lang.
 
 Where there is no `text`, a column of one of the other usual names is read, in any case of letters; else the
-only column that holds text, if there is just one besides ids, addresses, dates and the like.
+only column that holds text, if there is just one besides ids, addresses, dates and the like, and no list of
+objects beside it: turns of a talk and ranked answers are no text of a document.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ _ABOUT = frozenset((
     "id", "_id", "uid", "uuid", "doc_id", "docid", "url", "uri", "link", "source", "src", "lang",
     "language", "date", "time", "timestamp", "created", "author", "title", "name", "file", "filename",
     "path", "license", "licence", "dataset", "domain", "split", "meta", "metadata", "hash", "digest",
-    "category", "label", "tag", "type", "format", "version", "dump", "warc_id",
+    "category", "label", "tag", "type", "format", "version", "dump", "warc_id", "tools", "functions",
+    "system", "system_prompt", "model",
 ))  # fmt: skip
 
 
@@ -49,7 +51,12 @@ def key_of(row: dict[str, Any]) -> str | None:
     named = [k for k in texts if k.lower() in KEYS]
     if named:
         return min(named, key=lambda k: KEYS.index(k.lower()))
-    return texts[0] if len(texts) == 1 and len(row[texts[0]].split()) > 1 else None
+    alone = len(texts) == 1 and not any(map(_objects, row.values()))
+    return texts[0] if alone and len(row[texts[0]].split()) > 1 else None
+
+
+def _objects(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and isinstance(value[0], dict)
 
 
 def convert(row: dict[str, Any], kind: str) -> Iterator[Document]:

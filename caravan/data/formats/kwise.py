@@ -1,5 +1,8 @@
-"""Rankings: {prompt, responses: [...], ranks: [...]} with rank 0 best (ties allowed), or scores, higher is
-better."""
+"""Rankings: {prompt, responses: [...], ranks: [...]} with the lowest rank best (ties allowed), or scores,
+higher is better; or {prompt, answers: [{answer, rank}]} as in Nectar.
+
+In Nectar the prompt is a transcript from `Human:` to `Assistant:`.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ from caravan.types import Ranking
 
 KINDS = ("preferences",)
 ANSWERS = ("responses", "candidates", "answers")
+TEXTS = ("answer", "response", "text", "content")
 
 
 def detect(sample: dict[str, Any] | bytes, path: Path) -> str | None:
@@ -22,7 +26,17 @@ def detect(sample: dict[str, Any] | bytes, path: Path) -> str | None:
         order = next((k for k in ("ranks", "scores") if isinstance(sample.get(k), list)), None)
         if answers and order:
             return f"records hold {answers!r} and {order!r}"
+        if answers and (inner := _inner(sample[answers])):
+            return f"records hold {answers!r} with {inner[0]!r} and {inner[1]!r} each"
     return None
+
+
+def _inner(answers: list[Any]) -> tuple[str, str] | None:
+    """(name of the text, name of the rank or score) where every answer is an object that holds both."""
+    rows = answers if answers and all(isinstance(a, dict) for a in answers) else [{}]
+    text = next((k for k in TEXTS if all(isinstance(a.get(k), str) for a in rows)), None)
+    order = next((k for k in ("rank", "score") if all(k in a for a in rows)), None)
+    return (text, order) if text and order else None
 
 
 def is_number(value: Any) -> bool:
@@ -41,13 +55,16 @@ def convert(row: dict[str, Any], kind: str) -> Iterator[Ranking]:
     given = next((row[k] for k in ANSWERS if isinstance(row.get(k), list)), None)
     if given is None:
         raise Bad("a list of answers under 'responses'")
+    name, order = ("ranks" if "ranks" in row else "scores"), row.get("ranks", row.get("scores"))
+    if order is None and (inner := _inner(given)):
+        name, order = f"{inner[1]}s", [answer[inner[1]] for answer in given]
+        given = [answer[inner[0]] for answer in given]
     responses = tuple(answer_of(answer, prompt, "responses")[1] for answer in given)
-    order = row.get("ranks", row.get("scores"))
     if not isinstance(order, list) or len(order) != len(responses):
         raise Bad(f"one rank or score for each of the {len(responses)} responses")
     if not all(map(is_number, order)):
         raise Bad("ranks or scores that are numbers")
-    yield Ranking(prompt, responses, ranks_of(order, "ranks" not in row), id_of(row), source_of(row))
+    yield Ranking(prompt, responses, ranks_of(order, name == "scores"), id_of(row), source_of(row))
 
 
 read = reader(convert)

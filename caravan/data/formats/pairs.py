@@ -1,8 +1,8 @@
 """Pairs: {prompt, chosen, rejected}, each a text or a list of messages; or {conversations, chosen, rejected}.
 
-The prompt may also stand under `messages`, `question` or `instruction` (with `input`); where there is none,
-`chosen` and `rejected` are whole conversations that differ in the last answer. Where `score_chosen` and
-`score_rejected` are equal, the two are a tie.
+The prompt may also stand under `messages`, `question` or `instruction` (with `input`), and be a transcript
+from `Human:` to `Assistant:`; where there is none, `chosen` and `rejected` are whole conversations that
+differ in the last answer. Where `score_chosen` and `score_rejected` are equal, the two are a tie.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from caravan.data.formats._files import Bad, id_of, reader, source_of, text_of
-from caravan.data.formats._turns import answer_text, message_of, messages_of, with_system
+from caravan.data.formats._turns import answer_text, message_of, messages_of, transcript_of, with_system
 from caravan.types import Message, Ranking
 
 KINDS = ("preferences",)
@@ -39,6 +39,8 @@ def prompt_of(row: dict[str, Any]) -> tuple[Message, ...]:
         return with_system(row, messages_of(row[key]))
     text, extra = text_of(row, key), row.get("input")
     text = f"{text}\n{extra}" if key == "instruction" and isinstance(extra, str) and extra.strip() else text
+    if text.lstrip().startswith("Human:") and text.rstrip().endswith("\n\nAssistant:"):
+        return with_system(row, transcript_of(text)[:-1])
     return with_system(row, (Message("user", text),))
 
 
