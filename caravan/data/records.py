@@ -14,10 +14,12 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import orjson
 import zstandard
 
 from caravan.data.clean import Rejection
+from caravan.data.columns import Column
 from caravan.data.formats import Problem
 from caravan.data.tools import as_text
 from caravan.types import Conversation, Document, Labelled, Message, Ranking, ToolCall, UserError
@@ -188,34 +190,51 @@ class Quarantine:
 
 
 class Spool:
-    """Lines kept on disk until the split can be decided."""
+    """Lines kept on disk until the split can be decided; so are their keys (9 bytes a line)."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._keys: list[tuple[float, str]] = []
+        self._shares, self._forced = Column(path.parent, np.float64), Column(path.parent, np.uint8)
         self._file = open(path, "wb")  # noqa: SIM115  (closed by split())
 
     def add(self, line: bytes, key: str, forced: str = "") -> None:
         """A line of JSON, the digest that decides its split, and the split it asks for itself, if any."""
         self._file.write(line)
-        self._keys.append((share_of(key), forced))
+        self._shares.add([share_of(key)])
+        self._forced.add([("", *SPLITS).index(forced)])
 
     def __len__(self) -> int:
-        return len(self._keys)
+        return len(self._shares)
 
-    def split(self, heldout_share: float) -> Iterator[tuple[str, bytes]]:
+    def split(self, heldout_share: float, without: Column | None = None) -> Iterator[tuple[str, bytes]]:
         """(split, line) in the order of arrival. With a share above 0 and two keys or more, neither side is
-        empty."""
+        empty. Lines marked in `without` come too, but decide nothing."""
         self._file.close()
-        free = sorted({share for share, forced in self._keys if not forced})
-        limit = heldout_share
-        kept_out = any(forced == "heldout" for _, forced in self._keys)
-        if heldout_share > 0 and len(free) > 1 and not kept_out and free[0] >= limit:
-            limit = (free[0] + free[1]) / 2
+        limit = self._limit(heldout_share, without) if heldout_share > 0 else heldout_share
         with open(self.path, "rb") as file:
-            for line, (share, forced) in zip(file, self._keys, strict=True):
-                yield forced or ("heldout" if share < limit else "train"), line
+            for at, shares in self._shares.chunks():
+                forced = self._forced[at : at + len(shares)].tolist()
+                for share, asked, line in zip(
+                    shares.tolist(), forced, file, strict=False
+                ):  # file last: it must
+                    # not be read from once the chunk is over
+                    yield SPLITS[asked - 1] if asked else "heldout" if share < limit else "train", line
+        self._shares.close()
+        self._forced.close()
         self.path.unlink()
+
+    def _limit(self, heldout_share: float, without: Column | None) -> float:
+        """Keys below this are held out: the share, or just above the least key if it would hold out none."""
+        least = np.zeros(0)
+        for at, shares in self._shares.chunks():
+            forced = self._forced[at : at + len(shares)]
+            if without is not None:
+                there = without[at : at + len(shares)] == 0
+                shares, forced = shares[there], forced[there]
+            if (forced == 1 + SPLITS.index("heldout")).any():
+                return heldout_share
+            least = np.unique(np.concatenate([least, shares[forced == 0]]))[:2]
+        return float(least.mean()) if len(least) > 1 and least[0] >= heldout_share else heldout_share
 
 
 def write_splits(out: Path, spool: Spool, heldout_share: float, suffix: str = ".jsonl") -> dict[str, int]:

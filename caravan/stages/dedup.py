@@ -141,7 +141,7 @@ def _documents(
     cfg: Config, setting: dedup.Setting, corpus: Artefact, folder: Path, found: _Copies, rt: Runtime
 ) -> dict[str, int]:
     memory = cfg.memory_mb << 20
-    keyed = {n: dedup.SameKey(folder, n, memory) for n in ("exact", "url") if getattr(cfg, n)}
+    keyed = {n: dedup.SameKey(folder, memory) for n in ("exact", "url") if getattr(cfg, n)}
     near = dedup.NearDuplicates(folder, setting, memory) if cfg.near else None
     look = _Look(cfg.exact, cfg.url, setting.places if near else 0)
     done, total = 0, int(corpus.facts.get("documents_out", 0))

@@ -63,7 +63,7 @@ def test_keys_in_ranges_are_keys_at_once(tmp_path: Path) -> None:
     keys[-1] = keys[-2] = np.uint64((1 << 64) - 1)
     out = []
     for memory in (1 << 30, 1000):
-        column = Keyed(tmp_path / f"{memory}")
+        column = Keyed(tmp_path)
         for part in np.array_split(keys, 3):
             column.add(part)
         found = list(column.groups(ranks([1] * 500), memory))
@@ -262,7 +262,7 @@ def test_exact_needs_all_of_128_bits(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     true = exact.digest
     monkeypatch.setattr(exact, "digest", lambda *t: (7, true(*t)[1]))
-    one, links = dedup.SameKey(tmp_path, "x", 1 << 20), Links(5)
+    one, links = dedup.SameKey(tmp_path, 1 << 20), Links(5)
     one.add(["a", "b", "a", "", ""])
     assert one.link(ranks([1] * 5), links) == 1
     assert links.clusters(ranks([1] * 5))[0].tolist() == [2]

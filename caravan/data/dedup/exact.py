@@ -5,11 +5,12 @@ with a probability below 1e-19 even among ten billion."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from caravan.data.columns import Column
 from caravan.data.dedup.keepers import Keyed, Links, Ranks
 from caravan.data.dedup.units import digest
 
@@ -22,29 +23,48 @@ def text_key(text: str) -> str:
 class SameKey:
     """Texts with one key are one cluster. Texts whose key is empty are left alone."""
 
-    def __init__(self, folder: Path, name: str, memory_bytes: int) -> None:
-        self._low, self._high = Keyed(folder / f"{name}.low"), Keyed(folder / f"{name}.high")
+    def __init__(self, folder: Path, memory_bytes: int) -> None:
+        self._folder, self._low, self._high = folder, Keyed(folder), Keyed(folder)
         self._memory = memory_bytes
         self._count = 0
 
     def add(self, keys: Sequence[str]) -> None:
         """Keys of the next texts."""
         # A text without key gets one that nobody else has.
-        pairs = [digest(k) if k else digest("", str(self._count + d)) for d, k in enumerate(keys)]
-        self._count += len(keys)
+        self.add_digests([digest(k) if k else digest("", str(self._count + d)) for d, k in enumerate(keys)])
+
+    def add_digests(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """The keys' 128 bits, as two numbers each."""
+        self._count += len(pairs)
         self._low.add(np.array([p[0] for p in pairs], np.uint64))
         self._high.add(np.array([p[1] for p in pairs], np.uint64))
 
     def link(self, ranks: Ranks, links: Links) -> int:
         """Link what is equal; how many texts have a key that came before."""
-        high = self._high.column()
         copies = 0
-        for key, place in self._low.groups(ranks, self._memory):
-            order = np.lexsort((high[place], key))  # stable: 128 bits must agree
-            key, place = key[order], place[order]
-            same = (key[1:] == key[:-1]) & (high[place[1:]] == high[place[:-1]])
+        for place, same in self._runs(ranks):
             links.add(place[1:][same], place[:-1][same])
             copies += int(same.sum())
+        self.close()
+        return copies
+
+    def repeated(self) -> Column:
+        """uint8 [D]: 1 for every text whose key came before."""
+        out = Column.filled(self._folder, np.uint8, self._count)
+        for place, same in self._runs(None):
+            out.put(place[1:][same], 1)
+        self.close()
+        return out
+
+    def _runs(self, ranks: Ranks | None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """(places, whether each but the first has the key of the one before it)."""
+        for key, place in self._low.groups(ranks, self._memory):
+            high = self._high.take(place)
+            order = np.lexsort((high, key))  # stable: 128 bits must agree
+            key, high, place = key[order], high[order], place[order]
+            yield place, (key[1:] == key[:-1]) & (high[1:] == high[:-1])
+
+    def close(self) -> None:
+        """Remove the files."""
         self._low.close()
         self._high.close()
-        return copies

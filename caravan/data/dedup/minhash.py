@@ -24,6 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
+from caravan.data.columns import Column
 from caravan.data.dedup.keepers import Keyed, Links, Ranks
 from caravan.data.dedup.units import WORDS, mixed, portions, units
 from caravan.data.permute import mix
@@ -148,27 +149,24 @@ class NearDuplicates:
     def __init__(self, folder: Path, setting: Setting, memory_bytes: int) -> None:
         self.setting = setting
         self._memory = memory_bytes
-        self._path = folder / "signatures.u32"
-        self._file = open(self._path, "wb")  # noqa: SIM115  (closed by link())
-        self._bands = [Keyed(folder / f"band{b}.u64") for b in range(setting.bands)]
-        self._count = 0
+        self._table = Column(folder, np.uint32, setting.places)
+        self._bands = [Keyed(folder) for _ in range(setting.bands)]
         self.met = self.agreed = 0
         """Pairs compared in some band, and those of them alike."""
 
     def add(self, signature_DK: np.ndarray) -> None:
         """Signatures of the next texts, uint32 [D, K]."""
         assert signature_DK.shape[1] == self.setting.places, "another number of places"
-        self._file.write(np.ascontiguousarray(signature_DK).tobytes())
-        self._count += len(signature_DK)
+        self._table.add(signature_DK)
         for band, keys in zip(self._bands, band_keys(signature_DK, self.setting), strict=True):
             band.add(keys)
 
-    def link(self, ranks: Ranks, links: Links) -> None:
-        """Link what meets in a band and agrees. In a band each text is compared with the first of its run (by
-        hash of the text) and with the one before it: that many comparisons, not their square."""
-        self._file.flush()
+    def link(self, ranks: Ranks, links: Links, without: Column | None = None) -> None:
+        """Link what meets in a band and agrees, texts marked in `without` apart. In a band each text is
+        compared with the first of its run (by hash of the text) and with the one before it: that many
+        comparisons, not their square."""
         for band in self._bands:
-            for key, place in band.groups(ranks, self._memory):
+            for key, place in band.groups(ranks, self._memory, without):
                 new = np.ones(len(key), np.bool_)
                 np.not_equal(key[1:], key[:-1], out=new[1:])
                 at = np.arange(len(key))
@@ -177,7 +175,7 @@ class NearDuplicates:
                 self._compare(place[later], place[first[later]], links)
                 later = later[first[later] < later - 1]
                 self._compare(place[later], place[later - 1], links)
-        self._file.close()
+            band.close()
 
     def _compare(self, a_E: np.ndarray, b_E: np.ndarray, links: Links, chunk: int = 1 << 14) -> None:
         for start in range(0, len(a_E), chunk):
@@ -189,14 +187,14 @@ class NearDuplicates:
 
     def estimate(self, a_E: np.ndarray, b_E: np.ndarray) -> np.ndarray:
         """float [E]: share of places in which texts agree pairwise: their Jaccard similarity, estimated."""
-        if not len(a_E):
-            return np.zeros(0)
-        table = np.memmap(self._path, np.uint32, "r", shape=(self._count, self.setting.places))
-        return (table[a_E] == table[b_E]).mean(axis=1)
+        out = np.zeros(len(a_E))
+        for at in range(0, len(a_E), _CHUNK):
+            part = slice(at, at + _CHUNK)
+            out[part] = (self._table.take(a_E[part]) == self._table.take(b_E[part])).mean(axis=1)
+        return out
 
     def close(self) -> None:
         """Remove the files."""
-        self._file.close()
-        self._path.unlink(missing_ok=True)
+        self._table.close()
         for band in self._bands:
             band.close()
