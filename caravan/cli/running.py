@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from caravan import config, progress, stage
+from caravan import config, outside, progress, stage
 from caravan.cli.help import PROGRAMS, RUNTIME
 from caravan.disk import plain_errors
 from caravan.refs import Make, resolve
@@ -53,7 +53,8 @@ def stage_command(name: str, words: Sequence[str]) -> int:
 
 
 def program(command: str, words: Sequence[str]) -> int:
-    """`caravan serve REF --field value`: main(cfg, store, rt) of the program's module."""
+    """`caravan serve REF --field value`: main(cfg, store, rt) of the program's module, which may say which kinds
+    of folder it ACCEPTS beside models."""
     module = importlib.import_module("caravan." + PROGRAMS[command].removesuffix(".py").replace("/", "."))
     fields = {f.name: f for f in dc.fields(module.Config)}
     free = [f for f in RUNTIME if f not in fields and f not in ("output", "name")]
@@ -61,9 +62,12 @@ def program(command: str, words: Sequence[str]) -> int:
     rest = _positional(command, fields, rest)
     cfg = config.from_flags(module.Config, rest, f"caravan {command}", also=free)
     store, rt = Store(taken.get("store")), runtime(taken)
+    accepts = getattr(module, "ACCEPTS", "model").split("|")
 
     def full(text: str) -> str:
-        art = resolve(store, text, "model", _maker(store, rt))
+        written = outside.manifest(Path(text).expanduser()) or {}  # by --output
+        kind = written["kind"] if written.get("kind") in accepts else "model"
+        art = resolve(store, text, kind, _maker(store, rt))
         return f"{art.kind}/{art.id}"
 
     if isinstance(model := getattr(cfg, "model", None), str) and model:

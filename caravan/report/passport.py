@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from caravan.stage import Runtime
 
 TEMPLATE = Path(__file__).with_name("passport.html.j2")
+ACCEPTS = "model|reward|corpus|shards|conversations|preferences|tokenizer|evaluation"
+"""Kinds of folder written by --output that have a page."""
 SECRET = ("key", "token", "password", "secret")
 LICENCE_FILES = ("licence", "license", "copying", "notice")
 
@@ -34,7 +36,7 @@ class Config:
     """Which model or corpus, and where the page goes."""
 
     model: str
-    """The model (or corpus, or shards): an artefact reference, a name, or a model folder written by
+    """The model (or corpus, shards, chats, ...): an artefact reference, a name, or a folder written by
     --output."""
     page: str = "report.html"
     """File to write."""

@@ -332,6 +332,16 @@ def test_a_program_gets_config_store_and_runtime(run: Run, monkeypatch: pytest.M
     assert "did you mean `--port`" in run("serve", "mine", "--prt", "3").err
 
 
+def test_a_page_is_made_of_an_exported_folder_of_any_kind_that_has_one(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "long.txt").write_text("Ships lie in the harbour until the wind turns in the evening.")
+    assert run("corpus", "--raw", "long.txt", "--output", "out", "--store", "elsewhere").code == 0
+    assert run("report", "out", "--page", "corpus.html").code == 0
+    assert "until the wind turns" in (tmp_path / "corpus.html").read_text()
+    refused = run("serve", "out")
+    assert refused.code == 2 and "no *.safetensors weights" in refused.err
+    assert run("report", "long.txt").code == 2
+
+
 def test_an_unexpected_error_is_short_and_keeps_its_trace(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COUNTING_FAILS", "bug")
     said = run(COUNT, "--raw", "text.txt")
