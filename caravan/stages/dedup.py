@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import orjson
 
 from caravan.data import dedup, measure, records, rewrite, steps
 from caravan.data.clean import Rejection
+from caravan.data.columns import Column, Names
 from caravan.data.dedup import semantic, substring, units, url
 from caravan.data.dedup.substring import Span
 from caravan.stage import Runtime
 from caravan.store import Artefact
 from caravan.types import Document, UserError
+
+T = TypeVar("T")
 
 INPUTS = {"corpus": "corpus", "embeddings": "raw?", "model": "model?"}
 OUTPUT = "corpus"
@@ -62,58 +66,102 @@ def run(cfg: Config, inputs: Mapping[str, Artefact], out: Path, rt: Runtime) -> 
     folder = rt.work / "dedup"
     folder.mkdir(parents=True, exist_ok=True)
     corpus = inputs["corpus"]
-    found = _Copies(dedup.Ranks())
+    found = _Copies(folder)
     facts = _documents(cfg, setting, corpus, folder, found, rt)
     if cfg.semantic:
         facts["semantic"] = _semantic(cfg, inputs, found, rt)
     spans = _spans(cfg, corpus, folder, found, rt) if cfg.substring else {}
-    ids = _ids(corpus.path, found.origins | {s.origin for many in spans.values() for s in many})
     with rewrite.Rewrite(out) as files, records.packed_writer(out / "spans.jsonl.zst") as cuts:
         tally: Counter[str] = Counter()
-        for place, (split, document) in enumerate(rewrite.read(corpus.path)):
-            if place in found.why:
-                origin = ids[found.survivor(place)]
-                rule, reason = found.why[place]
-                files.remove(document, Rejection(rule, f"{reason} {origin}, which stays"), kept=origin)
+        rows = enumerate(rewrite.read(corpus.path))
+        for (place, (split, document)), gone in zip(rows, found.verdicts(), strict=True):
+            if gone:
+                files.remove(document, gone[0], kept=gone[1])
             elif place in spans:
-                _cut(cfg, split, document, spans[place], ids, files, cuts, tally)
+                _cut(cfg, split, document, spans[place], found.ids, files, cuts, tally)
             else:
                 files.keep(split, document)
-    sizes = Counter(Counter(found.survivor(p) for p in found.why).values())
     return {
         **files.facts(),
         "duplicates": facts,
-        "clusters": {str(n + 1): count for n, count in sorted(sizes.items())},
+        "clusters": found.sizes(),
         "spans": dict(tally),
         "curve": setting.curve() if cfg.near else [],
     }
 
 
+REASONS = {
+    "exact": "the same text as",
+    "url": "from the same address as",
+    "near": "{:.0%} of its 5-grams agree with those of",
+    "semantic": "a cosine of {:.3f} with",
+}
+
+
 class _Copies:
-    """Which texts go, by the first method that finds them, and in whose place another stays."""
+    """Which texts go, by the first method that finds them, and in whose place another stays. On disk, 17
+    bytes per text and their ids."""
 
-    def __init__(self, ranks: dedup.Ranks) -> None:
-        self.ranks = ranks
-        self.why: dict[int, tuple[str, str]] = {}
-        self._stays: dict[int, int] = {}
+    def __init__(self, folder: Path) -> None:
+        self.ranks, self.ids, self._folder = dedup.Ranks(folder), Names(folder), folder
 
-    def add(self, rule: str, copies: np.ndarray, stays: np.ndarray, reasons: Sequence[str]) -> int:
-        """How many are new."""
-        before = len(self.why)
-        for copy, stay, reason in zip(copies.tolist(), stays.tolist(), reasons, strict=True):
-            if copy not in self.why:
-                self.why[copy], self._stays[copy] = (rule, reason), stay
-        return len(self.why) - before
+    def close(self) -> None:
+        """All texts are known: nothing goes yet."""
+        self.rules = Column.filled(self._folder, np.uint8, len(self.ranks))
+        """0, or one more than the place of a rule in REASONS."""
+        self._stays = Column.numbered(self._folder, len(self.ranks))
+        self._value = Column.filled(self._folder, np.float64, len(self.ranks))
 
-    def survivor(self, place: int) -> int:
+    def add(self, rule: str, found: Iterable[tuple[np.ndarray, ...]]) -> int:
+        """(copies, who stays, perhaps how alike) by a rule of REASONS, some at a time; how many are new."""
+        total = 0
+        for copies, stays, *value in found:
+            new = self.rules.take(copies) == 0
+            copies, stays = copies[new], stays[new]
+            self.rules.put(copies, 1 + list(REASONS).index(rule))
+            self._stays.put(copies, stays)
+            self._value.put(copies, value[0][new] if value else 0)
+            total += len(copies)
+        return total
+
+    def survivors(self, places: np.ndarray) -> np.ndarray:
         """Who stays in the end: each text gives way to a better ranked one, so this ends."""
-        while place in self._stays:
-            place = self._stays[place]
-        return place
+        while ((above := self._stays.take(places)) != places).any():
+            places = above
+        return places
 
-    @property
-    def origins(self) -> set[int]:
-        return {self.survivor(place) for place in self.why}
+    def _gone(self) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        """(place of a part's first, rules of its texts, those that go counted from there)."""
+        for at, rules in self.rules.chunks():
+            yield at, rules, np.flatnonzero(rules)
+
+    def verdicts(self) -> Iterator[tuple[Rejection, str] | None]:
+        """Of every text: nothing, or why it goes and the id of the one that stays."""
+        for at, rules, gone in self._gone():
+            out: list[tuple[Rejection, str] | None] = [None] * len(rules)
+            values = self._value.take(gone + at).tolist()
+            origins = self.ids.take(self.survivors(gone + at))
+            for k, value, origin in zip(gone.tolist(), values, origins, strict=True):
+                rule, reason = list(REASONS.items())[rules[k] - 1]
+                why = f"{reason.format(value)} {origin}, which stays"
+                out[k] = Rejection(f"{rule}_duplicate", why), origin
+            yield from out
+
+    def sizes(self) -> dict[str, int]:
+        """Texts in a cluster -> how many such clusters."""
+        copies = Column.filled(self._folder, np.int64, len(self.ranks))
+        for at, _, gone in self._gone():
+            copies.count(self.survivors(gone + at))
+        sizes: Counter[int] = Counter()
+        for _, part in copies.chunks():
+            sizes.update(part[part > 0].tolist())
+        copies.close()
+        return {str(n + 1): count for n, count in sorted(sizes.items())}
+
+    def left(self, rows: Iterable[T]) -> Iterator[T]:
+        """Those of the corpus's rows whose texts stay."""
+        rules = chain.from_iterable(part.tolist() for _, part in self.rules.chunks())
+        return (row for row, rule in zip(rows, rules, strict=True) if not rule)
 
 
 @dataclass(frozen=True)
@@ -128,6 +176,7 @@ class _Look:
         documents = [d for _, d in batch]
         texts = [d.text for d in documents]
         return {
+            "id": [d.id for d in documents],
             "hash": [units.digest(d.text, d.id, d.source)[0] for d in documents],
             "chars": [len(t) for t in texts],
             "heldout": [split == "heldout" for split, _ in batch],
@@ -148,28 +197,27 @@ def _documents(
     batches = steps.batches(rewrite.read(corpus.path), lambda row: len(row[1].text))
     for columns in steps.mapped(look, batches, steps.workers(rt.threads), rt.engine):
         found.ranks.add(columns["hash"], columns["chars"], columns["heldout"])
+        found.ids.add(columns["id"])
         for name, one in keyed.items():
             one.add(columns[name])
         if near:
             near.add(columns["near"])
         done += len(columns["hash"])
         rt.report(done, total, "documents")
+    found.close()
     facts = {}
     for name, one in keyed.items():
-        links = dedup.Links(done)
+        links = dedup.Links(done, folder)
         one.link(found.ranks, links)
-        copies, stays = links.clusters(found.ranks)
-        reason = "the same text as" if name == "exact" else "from the same address as"
-        facts[name] = found.add(f"{name}_duplicate", copies, stays, [reason] * len(copies))
+        facts[name] = found.add(name, links.pairs(found.ranks))
+        links.close()
     if near:
-        links = dedup.Links(done)
+        links = dedup.Links(done, folder)
         near.link(found.ranks, links)
-        copies, stays = links.clusters(found.ranks)
-        agree = near.estimate(copies, stays)
-        facts["near"] = found.add(
-            "near_duplicate", copies, stays, [f"{a:.0%} of its 5-grams agree with those of" for a in agree]
-        )
+        alike = ((c, s, near.estimate(c, s)) for c, s in links.pairs(found.ranks))
+        facts["near"] = found.add("near", alike)
         facts |= {"pairs_met": near.met, "pairs_alike": near.agreed}
+        links.close()
         near.close()
     return facts
 
@@ -190,9 +238,7 @@ def _semantic(cfg: Config, inputs: Mapping[str, Artefact], found: _Copies, rt: R
                 width, done = made.shape[1], done + len(batch)
                 rt.report(done, len(found.ranks), "embeddings")
         rows = np.memmap(path, np.float32, "r").reshape(-1, width)
-    copies, stays, cosine = semantic.similar(rows, found.ranks, cfg.semantic, cfg.groups)
-    reasons = [f"a cosine of {c:.3f} with" for c in cosine]
-    return found.add("semantic_duplicate", copies, stays, reasons)
+    return found.add("semantic", [semantic.similar(rows, found.ranks, cfg.semantic, cfg.groups)])
 
 
 @dataclass(frozen=True)
@@ -203,34 +249,32 @@ class _Units:
 
 def _spans(cfg: Config, corpus: Artefact, folder: Path, found: _Copies, rt: Runtime) -> dict[int, list[Span]]:
     """Place in the corpus -> its spans that are copies, among the texts that stay."""
-    hashes, chars, heldout = found.ranks.columns()
-    places = np.delete(np.arange(len(hashes)), np.fromiter(found.why, np.int64, len(found.why)))
-    ranks = dedup.Ranks()
-    ranks.add(hashes[places], chars[places], heldout[places])
+    places, ranks = Column(folder, np.int64), dedup.Ranks(folder)
+    for at, rules in found.rules.chunks():
+        left = np.flatnonzero(rules == 0) + at
+        places.add(left)
+        ranks.add(*found.ranks.rows(left))
     search = substring.Spans(folder, cfg.substring, cfg.memory_mb << 20)
-
-    def texts() -> Iterator[str]:
-        rows = enumerate(rewrite.read(corpus.path))
-        return (document.text for place, (_, document) in rows if place not in found.why)
-
-    for cuts in steps.mapped(_Units(), steps.batches(texts(), len), steps.workers(rt.threads), rt.engine):
+    texts = (document.text for _, document in found.left(rewrite.read(corpus.path)))
+    for cuts in steps.mapped(_Units(), steps.batches(texts, len), steps.workers(rt.threads), rt.engine):
         for cut in cuts:
             search.add(cut)
         rt.report(search.tokens, 0, "tokens")
     out: dict[int, list[Span]] = {}
     for span in search.found(ranks):
-        origin = int(places[span.origin])
-        out.setdefault(int(places[span.place]), []).append(replace(span, origin=origin))
+        place, origin = places.take(np.array([span.place, span.origin])).tolist()
+        out.setdefault(place, []).append(replace(span, origin=origin))
     search.close()
     return out
 
 
 def _cut(
-    cfg: Config, split: str, document: Document, spans: list[Span], ids: Mapping[int, str],
+    cfg: Config, split: str, document: Document, spans: list[Span], names: Names,
     files: rewrite.Rewrite, cuts: Any, tally: Counter[str],
 ) -> None:  # fmt: skip
     starts, ends = units.units([document.text], units.EVERYTHING).spans(0)
     text = substring.without(document.text, starts, spans)
+    ids = dict(zip([s.origin for s in spans], names.take(np.array([s.origin for s in spans])), strict=True))
     tally.update(documents=1, spans=len(spans), tokens=sum(s.stop - s.start for s in spans))
     tally.update(chars=len(document.text) - len(text))
     for span in spans:
@@ -246,10 +290,3 @@ def _cut(
         files.remove(document, Rejection("copied_spans", reason), kept=origins[0])
     else:
         files.keep(split, replace(document, text=text), document)
-
-
-def _ids(corpus: Path, places: set[int]) -> dict[int, str]:
-    """Ids of the texts at these places."""
-    if not places:
-        return {}
-    return {p: document.id for p, (_, document) in enumerate(rewrite.read(corpus)) if p in places}

@@ -54,6 +54,10 @@ class Ranks:
         negated, in training bool)."""
         return self._hash.take(places), -self._chars.take(places), ~self._heldout.take(places)
 
+    def rows(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """What `add` was given of these texts."""
+        return self._hash.take(places), self._chars.take(places), self._heldout.take(places)
+
     def hashes(self, places: np.ndarray) -> np.ndarray:
         """uint64: the hashes of these texts."""
         return self._hash.take(places)
