@@ -53,8 +53,8 @@ def stage_command(name: str, words: Sequence[str]) -> int:
 
 
 def program(command: str, words: Sequence[str]) -> int:
-    """`caravan serve REF --field value`: main(cfg, store, rt) of the program's module, which may say which kinds
-    of folder it ACCEPTS beside models."""
+    """`caravan serve REF --field value`: main(cfg, store, rt) of the program's module, which may say which
+    kinds of folder it ACCEPTS beside models."""
     module = importlib.import_module("caravan." + PROGRAMS[command].removesuffix(".py").replace("/", "."))
     fields = {f.name: f for f in dc.fields(module.Config)}
     free = [f for f in RUNTIME if f not in fields and f not in ("output", "name")]
