@@ -18,7 +18,7 @@ from caravan.types import Document
 INPUTS = {"corpus": "corpus", "model": "model?", "quality": "classifier?", "toxicity": "classifier?"}
 OUTPUT = "signals"
 USES = {"families": "data/signals"}
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,10 +7,12 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from caravan import stage
 from caravan.data import pii, records, rewrite
-from caravan.data.pii import cn_id, credit_card, iban, secret
+from caravan.data.pii import address, cn_id, credit_card, iban, ip, phone, secret
 from caravan.stages import corpus as corpus_stage
 from caravan.stages import pii as pii_stage
 from caravan.store import Store
@@ -64,6 +66,32 @@ def test_a_kind_finds_its_own_and_nothing_else(kind: str) -> None:
             assert (a, a + len(value)) in list(module.find(text)), text
     for value in NOT[kind]:
         assert not list(module.find(f"x: {value} y")), value
+
+
+FRAGMENTS = st.sampled_from(
+    [v for many in (*FOUND.values(), *NOT.values()) for v in many]
+    + [" ", "\n", ".", "1", "12", "+", "(", ") ", "-", ", call ", "电话：", "Rd", "路", "号", "=> '", "P.O. "]
+)
+
+
+@settings(max_examples=40)
+@given(st.lists(FRAGMENTS, max_size=8).map("".join))
+def test_what_is_quick_to_tell_is_true(text: str) -> None:
+    """`may` never denies a span, and looking only where a match can begin loses none."""
+    digits = sum(c in "0123456789" for c in text)
+    for kind in pii.names():
+        module = pii.load(kind)
+        assert module.may(text, digits) or not list(module.find(text)), kind
+    for starts, pattern in (
+        (phone._START, phone._SHAPES), (phone._START, phone._NUMBER), (ip._V4_START, ip._V4),
+        (ip._V6_START, ip._V6), (address._START, address._ENGLISH),
+    ):  # fmt: skip
+        assert [m.span() for m in pii.found_at(starts, pattern, text)] == [
+            m.span() for m in pattern.finditer(text)
+        ]
+    for pattern in (secret._BLOCK, secret._ISSUED):
+        assert secret._marked(text) or not pattern.search(text)
+    assert secret._VALUE.search(text) or not secret._ASSIGNED.search(text)
 
 
 def test_check_digits() -> None:

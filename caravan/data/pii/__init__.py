@@ -5,6 +5,8 @@ One file per kind of span; the folder is the registry. A file has a one-line doc
     LABEL     what stands in its place: [EMAIL]
     PRIORITY  where kinds overlap, the smaller number wins (a checksum is surer than a shape)
     VERSION   raised when the same text should give other spans
+    may       may(text, ASCII digits in it) -> False only if `find` finds nothing; quick, so that prose costs
+              little
     find      find(text) -> (start, stop) of every span, in characters
 
 All patterns are bounded and anchored, so that time is linear in the text. Left out: names of persons. Without
@@ -19,9 +21,10 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from types import ModuleType
 
@@ -46,6 +49,7 @@ def names() -> tuple[str, ...]:
     return tuple(sorted(there, key=lambda name: (load(name).PRIORITY, name)))
 
 
+@cache
 def load(name: str) -> ModuleType:
     """One kind."""
     return importlib.import_module(f"caravan.data.pii.{name}")
@@ -64,11 +68,23 @@ def chosen(kinds: Sequence[str]) -> tuple[str, ...]:
 def find(text: str, kinds: Sequence[str] = ("auto",)) -> list[Span]:
     """Spans in order of place; they do not overlap."""
     taken: list[Span] = []
+    digits = sum(map(text.count, "0123456789"))
     for kind in chosen(kinds):
-        for start, stop in load(kind).find(text):
+        module = load(kind)
+        for start, stop in module.find(text) if module.may(text, digits) else ():
             if not any(start < other.stop and other.start < stop for other in taken):
                 taken.append(Span(kind, start, stop))
     return sorted(taken, key=lambda span: span.start)
+
+
+def found_at(starts: re.Pattern[str], pattern: re.Pattern[str], text: str) -> Iterator[re.Match[str]]:
+    """What `pattern.finditer(text)` finds, if every match begins where `starts` matches: far quicker where
+    `starts` begins with a set of characters that prose seldom has."""
+    end = 0
+    for start in starts.finditer(text):
+        if start.start() >= end and (found := pattern.match(text, start.start())):
+            end = found.end()
+            yield found
 
 
 def placeholder(salt: str | None = None) -> Callable[[str, str], str]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from caravan.data.pii import found_at
+
 LABEL, PRIORITY, VERSION = "ADDRESS", 50, 1
 _STREET = (
     r"(?:Street|St|Avenue|Ave|Road|Rd|Boulevard|Blvd|Drive|Dr|Lane|Ln|Court|Ct|Place|Pl|Square|Sq|Terrace|Ter|"
@@ -30,6 +32,7 @@ _ENGLISH = re.compile(
     rf"|(?<![A-Za-z0-9])[0-9]{{1,6}} {_WORD}(?: {_WORD}){{0,3}} (?:Apt|Suite)\.? [0-9]{{1,5}}"
     rf"|(?<![A-Za-z])(?:Apt\.?|Suite) ?[0-9]{{1,5}}\b)"
 )
+_START = re.compile("[0-9PUAS](?<![A-Za-z].)")
 _HAN = r"[\u4e00-\u9fff]"
 _NUMBERED = re.compile("[0-9０-９一二三四五六七八九十百][号弄栋幢]")
 _CHINESE = re.compile(
@@ -41,8 +44,12 @@ _CHINESE = re.compile(
 )
 
 
+def may(text: str, digits: int) -> bool:
+    return digits > 0 or (not text.isascii() and _NUMBERED.search(text) is not None)
+
+
 def find(text: str) -> Iterator[tuple[int, int]]:
-    for found in _ENGLISH.finditer(text):
+    for found in found_at(_START, _ENGLISH, text):
         yield found.span()
     done = 0
     for sign in _NUMBERED.finditer(text):

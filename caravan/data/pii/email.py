@@ -12,6 +12,10 @@ _ADDRESS = re.compile(
 )
 
 
+def may(text: str, digits: int) -> bool:
+    return "@" in text
+
+
 def find(text: str) -> Iterator[tuple[int, int]]:
     if "@" in text:
         for found in _ADDRESS.finditer(text):

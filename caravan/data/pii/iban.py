@@ -17,6 +17,7 @@ _LENGTHS = {
     "QA": 29, "RO": 24, "RS": 22, "SA": 24, "SC": 31, "SD": 18, "SE": 24, "SI": 19, "SK": 24, "SM": 27,
     "ST": 25, "SV": 28, "TL": 23, "TN": 24, "TR": 26, "UA": 29, "VA": 22, "VG": 24, "XK": 20,
 }  # fmt: skip
+_DIGITS = re.compile("[0-9](?<=[A-Z][A-Z][0-9])[0-9](?: ?[A-Z0-9]){11}", re.IGNORECASE)
 
 
 def valid(code: str) -> bool:
@@ -25,6 +26,10 @@ def valid(code: str) -> bool:
     if _LENGTHS.get(code[:2]) != len(code):
         return False
     return int("".join(str(int(c, 36)) for c in code[4:] + code[:4])) % 97 == 1
+
+
+def may(text: str, digits: int) -> bool:
+    return digits >= 2 and _DIGITS.search(text) is not None
 
 
 def find(text: str) -> Iterator[tuple[int, int]]:

@@ -6,6 +6,8 @@ import ipaddress
 import re
 from collections.abc import Iterator
 
+from caravan.data.pii import found_at
+
 LABEL, PRIORITY, VERSION = "IP_ADDRESS", 30, 1
 _OCTET = r"(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
 _V4 = re.compile(rf"(?<![A-Za-z0-9.])(?:{_OCTET}\.){{3}}{_OCTET}(?![A-Za-z0-9]|\.[0-9])")
@@ -14,16 +16,25 @@ _NOT_AFTER = re.compile(
     r"(?:\b(?:v|ver|version|section|sec|chapter|clause|figure|table|release|rev|build|rfc|oid)\.?|§|第|版本)\s*$",
     re.IGNORECASE,
 )
+_V4_START = re.compile(r"[0-9](?<![A-Za-z0-9.].)")
+_V6_START = re.compile(r"[23](?<![A-Za-z0-9:.].)")
+_DOTS = re.compile(r"[0-9]\.[0-9]{1,3}\.[0-9]{1,3}\.[0-9]")
+_COLONS = re.compile(r"[0-9A-Fa-f]:[0-9A-Fa-f:]")
+
+
+def may(text: str, digits: int) -> bool:
+    v4 = digits >= 4 and _DOTS.search(text) is not None
+    return v4 or (digits > 0 and ":" in text and _COLONS.search(text) is not None)
 
 
 def find(text: str) -> Iterator[tuple[int, int]]:
-    for found in _V4.finditer(text):
+    for found in found_at(_V4_START, _V4, text):
         before = text[max(0, found.start() - 12) : found.start()]
         if ipaddress.ip_address(found[0]).is_global and not _NOT_AFTER.search(before):
             yield found.span()
     if ":" not in text:
         return
-    for found in _V6.finditer(text):
+    for found in found_at(_V6_START, _V6, text):
         try:
             good = ipaddress.ip_address(found[0]).is_global
         except ValueError:

@@ -6,6 +6,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from caravan.data.pii import found_at
+
 LABEL, PRIORITY, VERSION = "PHONE", 40, 1
 _BEFORE, _AFTER = r"(?<![A-Za-z0-9_.+/-])", r"(?![A-Za-z0-9_]|[-./][0-9])"
 _SHAPES = re.compile(
@@ -36,13 +38,20 @@ _ANNOUNCED = re.compile(
     r"\breach\b|\btext me\b|电话|手机|传真|致电|热线)"
     r"[^0-9+(\n]{0,40}$"
 )
+_START = re.compile(r"[+(0-9](?<![0-9+.-].)")
+_SEVEN = re.compile("[0-9](?:[^0-9]{0,56}+[0-9]){6}")
+"""Seven digits; no pattern is longer than that between two of them."""
+
+
+def may(text: str, digits: int) -> bool:
+    return digits >= 7 and _SEVEN.search(text) is not None
 
 
 def find(text: str) -> Iterator[tuple[int, int]]:
-    for found in _SHAPES.finditer(text):
+    for found in found_at(_START, _SHAPES, text):
         if _long_enough(found[0]):
             yield found.span()
-    for found in _NUMBER.finditer(text):
+    for found in found_at(_START, _NUMBER, text):
         before = text[max(0, found.start() - 56) : found.start()]
         if _long_enough(found[0]) and _ANNOUNCED.search(before):
             yield found.span()
