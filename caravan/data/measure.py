@@ -18,6 +18,8 @@ from caravan.types import Document, UserError
 CLASSIFIED = ("quality", "toxicity")
 """Signals that need a trained classifier; `bits_per_byte` needs a model."""
 PERPLEXITY = "bits_per_byte"
+GROUP_ROWS = 1 << 15
+"""Of a Parquet file: rows held until they are written."""
 
 
 def document_batches(documents: Iterator[Document]) -> Iterator[list[Document]]:
@@ -50,18 +52,29 @@ def _classifier(folder: str) -> quality.Classifier:
 
 
 class Writer:
-    """A Parquet file of signals, one row group per batch."""
+    """A Parquet file of signals. What a file says of its row groups stays in memory until the end, so batches
+    are gathered to large ones."""
 
-    def __init__(self, path: Path) -> None:
-        self._path, self._writer = path, None
+    def __init__(self, path: Path, group_rows: int = GROUP_ROWS) -> None:
+        self._path, self._writer, self._group_rows = path, None, group_rows
+        self._waiting: list[dict[str, np.ndarray]] = []
+        self._rows = 0
 
     def __enter__(self) -> Writer:
         return self
 
     def write(self, table: dict[str, np.ndarray]) -> None:
+        self._waiting.append(table)
+        self._rows += len(table["id"])
+        if self._rows >= self._group_rows:
+            self._flush()
+
+    def _flush(self) -> None:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
+        table = {k: np.concatenate([one[k] for one in self._waiting]) for k in self._waiting[0]}
+        self._waiting, self._rows = [], 0
         rows = pa.table(
             {k: pa.array(v, pa.string() if v.dtype == object else None) for k, v in table.items()}
         )
@@ -70,6 +83,8 @@ class Writer:
         self._writer.write_table(rows)  # type: ignore[attr-defined]
 
     def __exit__(self, *_: Any) -> None:
+        if self._waiting:
+            self._flush()
         if self._writer is not None:
             self._writer.close()
 
@@ -89,7 +104,7 @@ class Reader:
         for name in columns:
             if name not in there:
                 raise UserError(f"the signals hold no `{name}`", how(name))
-        self._left = self._file.iter_batches(columns=["id", *columns])
+        self._left = self._file.iter_batches(GROUP_ROWS // 4, columns=["id", *columns])
         self._rows: dict[str, np.ndarray] = {}
 
     def take(self, count: int) -> dict[str, np.ndarray]:
