@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from caravan.compress import gptq, rtn
 from caravan.kernels.attention import Segments
 from caravan.kernels.quantized import QuantLinear, expand, pack, packed_names, read_integers, scheme
-from caravan.model import checkpoint, families, rules
+from caravan.model import checkpoint, families, fp8, rules
 from caravan.model.decoder import Decoder, prefixes
 from caravan.types import UserError
 
@@ -234,9 +234,9 @@ def quantization_config(grid: Grid, left: Sequence[str], transposed: bool) -> di
 
 def swap(model: Decoder, folder: Path) -> int:
     """Put integer projections into a model loaded from a quantised `folder`, for serving on a CPU; returns
-    how many. A folder that is not quantised changes nothing."""
+    how many. A folder without integers changes nothing."""
     config = checkpoint.read_config(folder)
-    if not config.get("quantization_config"):
+    if not config.get("quantization_config") or fp8.stored_so(config):
         return 0
     bits, _ = scheme(config["quantization_config"])
     tensors = checkpoint.TensorFolder(folder)

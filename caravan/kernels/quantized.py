@@ -59,7 +59,7 @@ def expand(q_NK: Tensor, scale_NG: Tensor) -> Tensor:
 def scheme(config: Mapping[str, Any]) -> tuple[int, bool]:
     """(bits, stored transposed?) of a `quantization_config`. Raises UserError for what we do not read."""
     groups = list((config.get("config_groups") or {}).values())
-    found = f"{config.get('quant_method')}/{config.get('format')}"
+    found = "/".join(str(config[key]) for key in ("quant_method", "format") if config.get(key)) or "missing"
     weights = groups[0].get("weights") or {} if len(groups) == 1 else {}
     good = (
         config.get("quant_method") == "compressed-tensors"
@@ -72,8 +72,10 @@ def scheme(config: Mapping[str, Any]) -> tuple[int, bool]:
     )
     if not good:
         raise UserError(
-            f"this kind of quantised checkpoint is not read: {found}",
-            "supported: compressed-tensors pack-quantized, symmetric 4 or 8 bits, per group or channel",
+            f"config.json: 'quantization_config' with 'quant_method' {found} is not read",
+            "take the checkpoint it was made from (bf16 or fp16), or let the program that made it write it "
+            "out in bf16; read are compressed-tensors pack-quantized, symmetric, 4 or 8 bits, per group or "
+            "channel, and fp8 in blocks",
         )
     return int(weights["num_bits"]), bool(config.get("transposed", False))
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from caravan import outside
-from caravan.model import families, rules
+from caravan.model import families, fp8, keys, rules
 from caravan.model.decoder import Decoder
 from caravan.model.filling import fill
 from caravan.model.heads import PooledHead, RewardModel, ScoreHead
@@ -73,13 +73,21 @@ def _family(config: Mapping[str, Any], folder: Path | str) -> Any:
 
 
 def read_tensors(folder: Path | str, config: Mapping[str, Any]) -> Mapping[str, Tensor]:
-    """Plain weights of a folder, under the names of its files; quantised ones are written out in full."""
+    """Plain weights of a folder, under the names of its files; quantised ones are written out in full.
+
+    Raises UserError naming the key for a quantisation that is not read.
+    """
+    said = config.get("quantization_config")
+    if said and not isinstance(said, Mapping):
+        raise keys.wrong("quantization_config", said, "an object")
     tensors = getattr(_family(config, folder), "opened", lambda plain: plain)(TensorFolder(folder))
-    if not config.get("quantization_config"):
+    if not said:
         return tensors
+    if fp8.stored_so(config):
+        return fp8.Blocks(tensors, said)
     from caravan.kernels.quantized import dequantise  # only quantised folders pay for it
 
-    return dequantise(tensors, config["quantization_config"])
+    return dequantise(tensors, said)
 
 
 def load_model(

@@ -135,7 +135,7 @@ def test_a_wrong_knob_is_noticed(made: Made) -> None:
 
 def test_export_is_the_same_bytes(made: Made, tmp_path: Path) -> None:
     save(made, tmp_path)
-    theirs, mine = stored(made.folder), stored(tmp_path)
+    theirs, mine = made.case.written(stored(made.folder)), stored(tmp_path)
     table = families.find(checkpoint.read_config(made.folder)["model_type"])
     from caravan.model import rules
 

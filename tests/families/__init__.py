@@ -59,6 +59,8 @@ class Case:
     """Weights under the names of the family's files (oracle only)."""
     disguise: Callable[[Path], None] | None = None
     """Rewrites what transformers saved into the family's own layout, for layouts without a class."""
+    written: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] = dict
+    """What export gives for the tensors of the files, where it is not the same bytes."""
     wrong: Callable[[Any], Any]
     """The Spec with one knob turned the wrong way: must be noticed."""
     tolerance: float = TOLERANCE

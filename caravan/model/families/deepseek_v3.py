@@ -2,7 +2,7 @@
 experts without a loss, and groups judged by their best two.
 
 Modules for predicting several tokens ahead (layer 61 of the release) are left out, as every reader does.
-The release is stored in FP8 blocks, which are not read here: convert it to bf16 first.
+The release is stored in FP8 blocks (model/fp8.py); what we save is plain.
 """
 
 from __future__ import annotations
