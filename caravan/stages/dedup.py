@@ -15,7 +15,7 @@ import orjson
 from caravan.data import dedup, measure, records, rewrite, steps
 from caravan.data.clean import Rejection
 from caravan.data.columns import Column, Names
-from caravan.data.dedup import semantic, substring, units, url
+from caravan.data.dedup import semantic, sentences, substring, units, url
 from caravan.data.dedup.substring import Span
 from caravan.stage import Runtime
 from caravan.store import Artefact
@@ -44,6 +44,8 @@ class Config:
     """Numbers per band."""
     substring: int = 0
     """Cut out spans of at least this many tokens that another text has (50 is usual); 0 leaves them."""
+    sentences: int = 0
+    """Cut out spans of at least this many sentences that another text has (C4's paper: 3); 0 leaves them."""
     min_chars: int = 20
     """A text of which cut spans leave less is removed (characters)."""
     semantic: float = 0.0
@@ -70,7 +72,10 @@ def run(cfg: Config, inputs: Mapping[str, Artefact], out: Path, rt: Runtime) -> 
     facts = _documents(cfg, setting, corpus, folder, found, rt)
     if cfg.semantic:
         facts["semantic"] = _semantic(cfg, inputs, found, rt)
-    spans = _spans(cfg, corpus, folder, found, rt) if cfg.substring else {}
+    spans: dict[int, list[_Copied]] = {}
+    for unit, count in (("tokens", cfg.substring), ("sentences", cfg.sentences)):
+        if count:
+            _spans(cfg, _Units(unit), count, corpus, folder, found, rt, spans)
     with rewrite.Rewrite(out) as files, records.packed_writer(out / "spans.jsonl.zst") as cuts:
         tally: Counter[str] = Counter()
         rows = enumerate(rewrite.read(corpus.path))
@@ -243,50 +248,76 @@ def _semantic(cfg: Config, inputs: Mapping[str, Artefact], found: _Copies, rt: R
 
 @dataclass(frozen=True)
 class _Units:
-    def __call__(self, texts: Sequence[str]) -> list[units.Units]:
-        return [units.units(part, units.EVERYTHING) for part in units.portions(texts)]
+    """texts -> their units, and with which of them sentences begin if these are compared."""
+
+    unit: str
+
+    def __call__(self, texts: Sequence[str]) -> list[tuple[units.Units, np.ndarray | None]]:
+        out = []
+        for part in units.portions(texts):
+            cut = units.units(part, units.EVERYTHING)
+            out.append((cut, sentences.begins(part, cut) if self.unit == "sentences" else None))
+        return out
+
+    def places(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        """int64, int64: where they begin and end in a text."""
+        if self.unit == "sentences":
+            return sentences.spans(text)
+        return units.units([text], units.EVERYTHING).spans(0)
 
 
-def _spans(cfg: Config, corpus: Artefact, folder: Path, found: _Copies, rt: Runtime) -> dict[int, list[Span]]:
-    """Place in the corpus -> its spans that are copies, among the texts that stay."""
+_Copied = tuple[_Units, Span]
+"""A span, and what it is counted in."""
+
+
+def _spans(
+    cfg: Config, cut: _Units, count: int, corpus: Artefact, folder: Path, found: _Copies, rt: Runtime,
+    out: dict[int, list[_Copied]],
+) -> None:  # fmt: skip
+    """Add the spans that are copies, among the texts that stay: place in the corpus -> spans. Those of tokens
+    and of sentences are looked for in the same texts, and the best ranked text that has a passage keeps it,
+    so that both together lose nothing."""
     places, ranks = Column(folder, np.int64), dedup.Ranks(folder)
     for at, rules in found.rules.chunks():
         left = np.flatnonzero(rules == 0) + at
         places.add(left)
         ranks.add(*found.ranks.rows(left))
-    search = substring.Spans(folder, cfg.substring, cfg.memory_mb << 20)
+    search = substring.Spans(folder, count, cfg.memory_mb << 20)
     texts = (document.text for _, document in found.left(rewrite.read(corpus.path)))
-    for cuts in steps.mapped(_Units(), steps.batches(texts, len), steps.workers(rt.threads), rt.engine):
-        for cut in cuts:
-            search.add(cut)
-        rt.report(search.tokens, 0, "tokens")
-    out: dict[int, list[Span]] = {}
+    for parts in steps.mapped(cut, steps.batches(texts, len), steps.workers(rt.threads), rt.engine):
+        for part, begins in parts:
+            search.add(part, begins)
+        rt.report(search.tokens, 0, cut.unit)
     for span in search.found(ranks):
         place, origin = places.take(np.array([span.place, span.origin])).tolist()
-        out.setdefault(place, []).append(replace(span, origin=origin))
+        out.setdefault(place, []).append((cut, replace(span, origin=origin)))
     search.close()
-    return out
 
 
 def _cut(
-    cfg: Config, split: str, document: Document, spans: list[Span], names: Names,
+    cfg: Config, split: str, document: Document, spans: list[_Copied], names: Names,
     files: rewrite.Rewrite, cuts: Any, tally: Counter[str],
 ) -> None:  # fmt: skip
-    starts, ends = units.units([document.text], units.EVERYTHING).spans(0)
-    text = substring.without(document.text, starts, spans)
-    ids = dict(zip([s.origin for s in spans], names.take(np.array([s.origin for s in spans])), strict=True))
-    tally.update(documents=1, spans=len(spans), tokens=sum(s.stop - s.start for s in spans))
-    tally.update(chars=len(document.text) - len(text))
-    for span in spans:
+    origins = [span.origin for _, span in spans]
+    ids = dict(zip(origins, names.take(np.array(origins)), strict=True))
+    where = {cut: cut.places(document.text) for cut in dict.fromkeys(cut for cut, _ in spans)}
+    gone: list[tuple[int, int]] = []
+    for cut, span in spans:
+        starts, ends = where[cut]
         first, last = int(starts[span.start]), int(ends[span.stop - 1])
+        # White space behind a span goes with it.
+        gone.append((first, int(starts[span.stop]) if span.stop < len(starts) else len(document.text)))
         row = {
-            "id": document.id, "start": first, "stop": last, "tokens": span.stop - span.start,
+            "id": document.id, "start": first, "stop": last, cut.unit: span.stop - span.start,
             "kept": ids[span.origin], "text": document.text[first : min(last, first + 200)],
         }  # fmt: skip
         cuts.write(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE))
+        tally[cut.unit] += span.stop - span.start
+    text = substring.without(document.text, gone)
+    tally.update(documents=1, spans=len(spans), chars=len(document.text) - len(text))
     if len(text) < cfg.min_chars:
-        origins = sorted({ids[s.origin] for s in spans})
-        reason = f"{len(text)} characters are left without spans of {', '.join(origins[:3])}, which stays"
-        files.remove(document, Rejection("copied_spans", reason), kept=origins[0])
+        stay = sorted(set(ids.values()))
+        reason = f"{len(text)} characters are left without spans of {', '.join(stay[:3])}, which stays"
+        files.remove(document, Rejection("copied_spans", reason), kept=stay[0])
     else:
         files.keep(split, replace(document, text=text), document)

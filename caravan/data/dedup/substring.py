@@ -10,18 +10,22 @@ The tokens of a text are its words, marks and, in scripts without spaces, charac
 that two spans are the same if they differ in white space alone. On disk: 8 bytes per token for its hash, 8
 for its place, 4 per character to compare, 16 per token while sorting.
 
+Whole sentences may be the tokens instead (`add(cut, begins_U)`): with a span of three this is C4's rule
+(Raffel et al. 2020, section 2.2: "we discarded all but one of any three-sentence span occurring more than
+once in the data set").
+
 Legend: T tokens of all texts, D texts, W windows found more than once."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from caravan.data.dedup.keepers import Ranks
-from caravan.data.dedup.units import Units, windows
+from caravan.data.dedup.units import Units, joined, windows
 
 SPAN = 50
 _CHUNK = 1 << 17
@@ -51,18 +55,23 @@ class Spans:
         self._ends: list[np.ndarray] = []
         self.tokens = self._chars = 0
 
-    def add(self, cut: Units) -> None:
-        """The next texts, cut by EVERYTHING."""
+    def add(self, cut: Units, begins_U: np.ndarray | None = None) -> None:
+        """The next texts, cut by EVERYTHING. With `begins_U` (bool, from `sentences`) the units from one
+        beginning to the next are one token."""
         size = cut.end_U - cut.start_U
         edge = np.zeros(len(cut.codes_N) + 1, np.int8)
         edge[cut.start_U] += 1
         edge[cut.end_U] -= 1
         codes = cut.codes_N[np.cumsum(edge[:-1], dtype=np.int8) > 0]
         starts = self._chars + np.cumsum(size) - size
-        for name, column in (("tokens", cut.hash_U), ("starts", starts), ("codes", codes.astype(np.uint32))):
+        hashes, ends = cut.hash_U, cut.range_D[1:]
+        if begins_U is not None:
+            first = np.flatnonzero(begins_U)
+            hashes, starts, ends = joined(hashes, first), starts[first], np.searchsorted(first, ends)
+        for name, column in (("tokens", hashes), ("starts", starts), ("codes", codes.astype(np.uint32))):
             self._files[name].write(column.tobytes())
-        self._ends.append(cut.range_D[1:] + self.tokens)
-        self.tokens += len(size)
+        self._ends.append(ends + self.tokens)
+        self.tokens += len(hashes)
         self._chars += int(size.sum())
 
     def found(self, ranks: Ranks) -> list[Span]:
@@ -243,11 +252,11 @@ def _disjoint(spans: list[Span]) -> list[Span]:
     return out
 
 
-def without(text: str, starts_U: np.ndarray, spans: list[Span]) -> str:
-    """The text without the spans; `starts_U` says where its tokens begin."""
+def without(text: str, cuts: Sequence[tuple[int, int]]) -> str:
+    """The text without characters [start, stop) of every cut; cuts may overlap."""
     kept, at = [], 0
-    for span in spans:
-        kept.append(text[at : int(starts_U[span.start])])
-        at = int(starts_U[span.stop]) if span.stop < len(starts_U) else len(text)
+    for start, stop in sorted(cuts):
+        kept.append(text[at : max(at, start)])
+        at = max(at, stop)
     kept.append(text[at:])
     return "".join(kept).strip()

@@ -193,6 +193,17 @@ def portions(texts: Sequence[str], most: int = 1 << 16) -> Iterator[Sequence[str
         yield texts[first:]
 
 
+def joined(hash_U: np.ndarray, first: np.ndarray) -> np.ndarray:
+    """uint64: a hash of the units from each place in `first` (ascending, from 0) up to the next one."""
+    up, down = powers(len(hash_U))
+    if not len(first):
+        return np.zeros(0, np.uint64)
+    out = np.add.reduceat(hash_U * up, first) * down[first]
+    out ^= out >> np.uint64(32)
+    out *= np.uint64(0x9E3779B97F4A7C15)
+    return out ^ (out >> np.uint64(29))
+
+
 def windows(hash_U: np.ndarray, n: int) -> np.ndarray:
     """uint64 [max(0, U - n + 1)]: a hash of every n units in a row."""
     if len(hash_U) < n:
