@@ -10,30 +10,29 @@ GPT-3 cuts the match and 200 characters on either side, drops pieces shorter tha
 more than ten. Overlapping matches are one match here; the published reimplementations count each 13-gram, so
 that a passage of 23 words drops the document.
 
-Legend: U units (words) of a batch, G n-grams that are wanted, T wanted texts."""
+The time is linear in the text: a few numpy passes, and one step per hit and per word that hits cover.
+
+Legend: U units (words) of a batch, H windows of it whose hash is wanted, D texts of it."""
 
 from __future__ import annotations
 
 import re
 import sys
-import unicodedata
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from caravan.data.dedup.units import BENCHMARK, portions, units, windows
+from caravan.data.dedup.units import BENCHMARK, Units, portions, units, windows
+from caravan.data.nfkc import Places, nfkc
 
 NGRAM = 13
 FEWEST = 8
 _WORD = re.compile(r"\d+|[\u3400-\u9fff]|[^\W\d\u3400-\u9fff]+|[+\-*/=<>%]")
 """The same units as BENCHMARK's."""
 _FILTER_BITS = 22
-_JOINS = frozenset(map(chr, (*range(0x1160, 0x1200), 0xFF9E, 0xFF9F)))
-"""Join what stands before them though they are no combining marks: Hangul vowels and finals, halfwidth
-voicing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +46,11 @@ class Hit:
 
 def words(text: str) -> list[str]:
     """What is compared."""
-    return [word.lower() for word in _WORD.findall(_folded(text))]
+    return _words(nfkc(text))
 
 
-def _folded(text: str) -> str:
-    return text if unicodedata.is_normalized("NFKC", text) else unicodedata.normalize("NFKC", text)
+def _words(folded: str) -> list[str]:
+    return [word.lower() for word in _WORD.findall(folded)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,24 +58,20 @@ class _Table:
     """Wanted n-grams of one n, by their hashes."""
 
     hashes: np.ndarray
-    """uint64, ascending."""
+    """uint64, ascending, each once."""
     numbers: np.ndarray
+    """int64: the first n-gram with each hash."""
+    more: dict[int, list[int]]
+    """Place of a hash -> all n-grams that have it, where they are several."""
     near: np.ndarray
     """bool by the first bits of a hash: most windows need no search."""
 
-    def lookup(self, hash_U: np.ndarray) -> Iterator[tuple[int, int]]:
-        """(window, first place in the table with its hash) of every window whose hash is wanted."""
+    def lookup(self, hash_U: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """int64 [H], int64 [H]: windows whose hash is wanted, and its place in the table."""
         at = np.flatnonzero(self.near[hash_U >> np.uint64(64 - _FILTER_BITS)])
-        place = np.searchsorted(self.hashes, hash_U[at])
-        same = self.hashes[np.minimum(place, len(self.hashes) - 1)] == hash_U[at]
-        return zip(at[same].tolist(), place[same].tolist(), strict=True)
-
-    def numbers_at(self, first: int) -> Iterator[int]:
-        """Numbers of the n-grams that share a hash, from the first on."""
-        for k in range(first, len(self.hashes)):
-            if self.hashes[k] != self.hashes[first]:
-                return
-            yield int(self.numbers[k])
+        place = np.minimum(np.searchsorted(self.hashes, hash_U[at]), len(self.hashes) - 1)
+        same = self.hashes[place] == hash_U[at]
+        return at[same], place[same]
 
 
 class Index:
@@ -89,37 +84,57 @@ class Index:
         self.texts: list[tuple[str, ...]] = []
         self._key: dict[int, int] = {}
         self._hash, self._text, self._place, self._size = (array(code) for code in "QIIB")
+        self._grams, self._first = array("I"), array("Q", [0])
         self._more: dict[int, list[int]] = {}
         self._made: dict[int, _Table] = {}
 
     def add(self, text: str) -> bool:
         """Want a text; whether it is long enough to be looked for."""
-        number = len(self.texts)
-        own = tuple(map(sys.intern, words(text)))
-        self.texts.append(own)
+        return self.extend([text])[0]
+
+    def extend(self, texts: Sequence[str]) -> list[bool]:
+        """Want texts, which is faster than one by one; for each, whether it is long enough."""
         self._made.clear()
-        for place, hashed in enumerate(self._hashes(text, len(own))):
-            key, known = self._find(hashed, own[place : place + self.ngram])
+        out: list[bool] = []
+        for part in portions(texts):
+            folded = [nfkc(text) for text in part]
+            cut = units(folded, BENCHMARK)
+            full_U = windows(cut.hash_U, self.ngram)
+            for d, text in enumerate(folded):
+                own = tuple(map(sys.intern, _words(text)))
+                out.append(len(own) >= self.fewest)
+                if len(own) >= self.ngram:
+                    first = int(cut.range_D[d])
+                    hashes = full_U[first : first + len(own) - self.ngram + 1]
+                else:
+                    hashes = windows(cut.of(d), len(own)) if out[-1] else full_U[:0]
+                self._take(own, hashes.tolist())
+        return out
+
+    def _take(self, own: tuple[str, ...], hashes: Sequence[int]) -> None:
+        """Number the n-grams of a text's words."""
+        number, size = len(self.texts), min(self.ngram, len(own))
+        self.texts.append(own)
+        for place, hashed in enumerate(hashes):
+            key, known = self._find(hashed, own, place, size)
             if known is None:
-                self._key[key] = len(self._hash)
+                known = self._key[key] = len(self._hash)
                 self._hash.append(hashed)
                 self._text.append(number)
                 self._place.append(place)
-                self._size.append(min(self.ngram, len(own)))
+                self._size.append(size)
             elif self._text[known] != number:
                 more = self._more.setdefault(known, [self._text[known]])
                 if more[-1] != number:
                     more.append(number)
-        return len(own) >= self.fewest
+            self._grams.append(known)
+        self._first.append(len(self._grams))
 
-    def _hashes(self, text: str, count: int) -> list[int]:
-        if count < self.fewest:
-            return []
-        return windows(units([_folded(text)], BENCHMARK).hash_U, min(self.ngram, count)).tolist()
-
-    def _find(self, key: int, gram: tuple[str, ...]) -> tuple[int, int | None]:
+    def _find(self, key: int, own: tuple[str, ...], place: int, size: int) -> tuple[int, int | None]:
         """(key under which an n-gram is or would be known, its number); other words may have its hash."""
-        while (known := self._key.get(key)) is not None and self._words(known) != gram:
+        while (known := self._key.get(key)) is not None:
+            if self._words(known) == own[place : place + size]:
+                break
             key = (key + 1) % (1 << 64)
         return key, known
 
@@ -134,15 +149,23 @@ class Index:
         """Wanted texts that have an n-gram, ascending."""
         return self._more.get(gram) or (self._text[gram],)
 
-    def covered(self, text: int, found: Iterable[int]) -> float:
-        """Share of a wanted text's words that stand in n-grams that were found."""
-        own, inside = self.texts[text], set(found)
-        marked: set[int] = set()
-        for place, hashed in enumerate(self._hashes(" ".join(own), len(own))):
-            gram = own[place : place + self.ngram]
-            if self._find(hashed, gram)[1] in inside:
-                marked.update(range(place, place + len(gram)))
-        return len(marked) / max(1, len(own))
+    def shared(self) -> Iterable[tuple[int, Sequence[int]]]:
+        """(n-gram, wanted texts that have it) of every n-gram that several have."""
+        return self._more.items()
+
+    def grams(self, text: int) -> Sequence[int]:
+        """n-grams of a wanted text, in order of place; none if it is too short."""
+        return self._grams[self._first[text] : self._first[text + 1]]
+
+    def covered(self, text: int, found: Collection[int]) -> float:
+        """Share of a wanted text's words that stand in n-grams that were found (a set, best)."""
+        size = min(self.ngram, len(self.texts[text]))
+        count = end = 0
+        for place, gram in enumerate(self.grams(text)):
+            if gram in found:
+                count += place + size - max(place, end)
+                end = place + size
+        return count / max(1, len(self.texts[text]))
 
     def prepare(self) -> dict[int, _Table]:
         """n -> its table; made at the first search, or before processes are forked that share it."""
@@ -151,9 +174,14 @@ class Index:
             for n in np.unique(sizes).tolist():
                 numbers = np.flatnonzero(sizes == n)
                 numbers = numbers[np.argsort(hashes[numbers], kind="stable")]
+                once, first, count = np.unique(hashes[numbers], return_index=True, return_counts=True)
+                more = {
+                    k: numbers[first[k] : first[k] + count[k]].tolist()
+                    for k in np.flatnonzero(count > 1).tolist()
+                }
                 near = np.zeros(1 << _FILTER_BITS, np.bool_)
-                near[hashes[numbers] >> np.uint64(64 - _FILTER_BITS)] = True
-                self._made[n] = _Table(hashes[numbers], numbers, near)
+                near[once >> np.uint64(64 - _FILTER_BITS)] = True
+                self._made[n] = _Table(once, numbers[first], more, near)
         return self._made
 
     def search(self, texts: Sequence[str]) -> list[list[Hit]]:
@@ -164,41 +192,50 @@ class Index:
         return out
 
     def _search(self, texts: Sequence[str]) -> list[list[Hit]]:
-        folded = [_folded(text) for text in texts]
+        folded = [nfkc(text) for text in texts]
         cut = units(folded, BENCHMARK)
         found: list[list[Hit]] = [[] for _ in texts]
         for n, table in self.prepare().items():
-            for start, first in table.lookup(windows(cut.hash_U, n)):
-                d = int(np.searchsorted(cut.range_D, start, side="right")) - 1
-                if start + n > cut.range_D[d + 1]:
-                    continue
-                begin = (cut.start_U[start : start + n] - cut.text_D[d]).tolist()
-                end = (cut.end_U[start : start + n] - cut.text_D[d]).tolist()
-                here = tuple(folded[d][a:b].lower() for a, b in zip(begin, end, strict=True))
-                found[d] += [
-                    Hit(begin[0], end[-1], k) for k in table.numbers_at(first) if self._words(k) == here
-                ]
+            at_H, place_H = table.lookup(windows(cut.hash_U, n))
+            text_H = np.searchsorted(cut.range_D, at_H, side="right") - 1
+            within = at_H + n <= cut.range_D[text_H + 1]
+            at_H, place_H, text_H = at_H[within], place_H[within], text_H[within]
+            if not len(at_H):
+                continue
+            number_H = table.numbers[place_H].tolist()
+            here_H = _windows_of_words(folded, cut, at_H, n)
+            begin_H = (cut.start_U[at_H] - cut.text_D[text_H]).tolist()
+            end_H = (cut.end_U[at_H + n - 1] - cut.text_D[text_H]).tolist()
+            for h, (d, here) in enumerate(zip(text_H.tolist(), here_H, strict=True)):
+                for gram in table.more.get(int(place_H[h])) or (number_H[h],):
+                    if self._words(gram) == here:
+                        found[d].append(Hit(begin_H[h], end_H[h], gram))
         return [
             _placed(text, one, sorted(hits, key=lambda h: (h.start, h.stop)))
             for text, one, hits in zip(texts, folded, found, strict=True)
         ]
 
 
+def _windows_of_words(
+    folded: Sequence[str], cut: Units, at_H: np.ndarray, n: int
+) -> Iterator[tuple[str, ...]]:
+    """The n words from each window's first on. A word is read once, however many windows it is in."""
+    covered_U = np.zeros(len(cut.hash_U), np.bool_)
+    for k in range(n):
+        covered_U[at_H + k] = True
+    joined = "\n".join(folded)
+    begin, end = cut.start_U[covered_U].tolist(), cut.end_U[covered_U].tolist()
+    read = [joined[a:b].lower() for a, b in zip(begin, end, strict=True)]
+    for first in (np.cumsum(covered_U)[at_H] - 1).tolist():
+        yield tuple(read[first : first + n])
+
+
 def _placed(text: str, folded: str, hits: list[Hit]) -> list[Hit]:
     """Hits in the folded text, as characters of the text itself."""
     if not hits or text == folded:
         return hits
-    start, stop, at = [], [], 0
-    while at < len(text):  # NFKC joins a letter and what combines with it, and little else
-        end = at + 1
-        while end < len(text) and (unicodedata.combining(text[end]) or text[end] in _JOINS):
-            end += 1
-        size = len(unicodedata.normalize("NFKC", text[at:end]))
-        start += [at] * size
-        stop += [end] * size
-        at = end
-    last = len(start) - 1
-    return [Hit(start[min(h.start, last)], stop[min(h.stop - 1, last)], h.gram) for h in hits]
+    places = Places(text)
+    return [Hit(*places.span(h.start, h.stop), h.gram) for h in hits]
 
 
 def merged(hits: Iterable[Hit], around: int = 0, size: int | None = None) -> list[tuple[int, int]]:
@@ -233,12 +270,12 @@ def masked(text: str, hits: Iterable[Hit], put: str = "…") -> str:
 def template(index: Index, owner_of: Sequence[int], most: int) -> set[int]:
     """n-grams that more than `most` items share: a prompt's wording, not a question. An item that has no
     others keeps its own. `owner_of` says which item each wanted text belongs to."""
-    shared = {
-        gram for gram in range(len(index)) if len({owner_of[t] for t in index.owners(gram)}) > most
+    shared = {gram for gram, texts in index.shared() if len({owner_of[t] for t in texts}) > most}
+    touched = {owner_of[t] for gram in shared for t in index.owners(gram)}
+    free = {
+        owner_of[t] for t in range(len(index.texts))
+        if owner_of[t] in touched and not shared.issuperset(index.grams(t))
     }  # fmt: skip
-    if not shared:
-        return shared
-    free = {owner_of[t] for gram in range(len(index)) if gram not in shared for t in index.owners(gram)}
     return {gram for gram in shared if all(owner_of[t] in free for t in index.owners(gram))}
 
 

@@ -101,13 +101,13 @@ class _Wanted:
         self.owner_of: list[int] = []
         self.texts_of: list[range] = []
         for folder in folders:
-            for item in benchmarks.read(Path(folder)):
-                first = len(self.owner_of)
-                long_enough = [self.index.add(text) for text in item.texts]
-                self.checked.append(any(long_enough))
-                self.owner_of += [len(self.items)] * len(item.texts)
-                self.texts_of.append(range(first, len(self.owner_of)))
-                self.items.append(item)
+            self.items += benchmarks.read(Path(folder))
+        long_enough = self.index.extend([text for item in self.items for text in item.texts])
+        for number, item in enumerate(self.items):
+            first = len(self.owner_of)
+            self.owner_of += [number] * len(item.texts)
+            self.texts_of.append(range(first, len(self.owner_of)))
+            self.checked.append(any(long_enough[first : len(self.owner_of)]))
         self.index.prepare()
 
     def items_of(self, gram: int) -> set[int]:
