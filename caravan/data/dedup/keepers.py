@@ -117,7 +117,7 @@ class Links:
             place, there = place[order[first]], best.take(root)
             better = ranks.better(place, there)  # the same rank: the earlier stays
             best.put(root[better], place[better])
-        for at, _ in self._parent.chunks():
+        for at in range(0, len(self._parent), _CHUNK):
             place = np.arange(at, min(at + _CHUNK, len(self._parent)))
             stays = best.take(self.roots(place))
             yield place[stays != place], stays[stays != place]
