@@ -14,11 +14,12 @@ from typing import Any
 
 import httpx
 
+from caravan.data.calls import Spelling
 from caravan.serve.api import create_app
 from caravan.serve.feedback import FeedbackStore
 from caravan.serve.turn import ServedModel
 from caravan.serve.worker import Worker
-from caravan.types import Sampling
+from caravan.types import Message, Sampling
 
 
 @dataclass
@@ -130,17 +131,31 @@ class House:
 
 
 def houses(serve: Callable[[Any], Server]) -> Iterator[Callable[..., House]]:
-    """Gives a maker of Houses; options: running, queued (of the worker), context, and those of create_app."""
+    """Gives a maker of Houses; options: running, queued (of the worker), context, calls (how they are spelt),
+    seen (filled with what is rendered), and those of create_app."""
     made: list[House] = []
 
-    def make(running: int = 4, queued: int = 2, context: int = 100, **options: Any) -> House:
+    def make(
+        running: int = 4,
+        queued: int = 2,
+        context: int = 100,
+        calls: Spelling | None = None,
+        seen: list[list[Message]] | None = None,
+        **options: Any,
+    ) -> House:
+        def render(messages: list[Message]) -> list[int]:
+            if seen is not None:
+                seen.append(messages)
+            return [3] * sum(len(m.content) for m in messages)
+
         engine = ScriptedEngine(lambda ids, sampling: re.findall(r" ?\S+", WORDS)[: sampling.max_tokens])
         worker = Worker(engine, max_running=running, max_queued=queued)
         feedback = FeedbackStore("sqlite://")
         model = ServedModel(
             name="m",
             worker=worker,
-            render=lambda messages: [3] * sum(len(m.content) for m in messages),
+            render=render,
+            calls=calls,
             encode=lambda text: [ord(c) for c in text],
             context_length=context,
             weights="abcdef0123456789",

@@ -103,22 +103,24 @@ def read_documents(path: Path) -> Iterator[Document]:
 
 def read_conversations(path: Path) -> Iterator[Conversation]:
     """Conversations of `train.jsonl` or `heldout.jsonl`."""
-    return (Conversation(_messages(r["messages"]), r["id"], r["source"]) for r in read_lines(path))
+    return (Conversation(messages_of(r["messages"]), r["id"], r["source"]) for r in read_lines(path))
 
 
 def read_rankings(path: Path) -> Iterator[Ranking]:
     """Rankings of `train.jsonl` or `heldout.jsonl`."""
     for r in read_lines(path):
-        yield Ranking(_messages(r["prompt"]), tuple(r["responses"]), tuple(r["ranks"]), r["id"], r["source"])
+        prompt, order = messages_of(r["prompt"]), tuple(r["ranks"])
+        yield Ranking(prompt, tuple(r["responses"]), order, r["id"], r["source"])
 
 
 def read_labelled(path: Path) -> Iterator[Labelled]:
     """Labelled answers of `train.labels.jsonl` or `heldout.labels.jsonl`."""
     for r in read_lines(path):
-        yield Labelled(_messages(r["prompt"]), r["response"], r["good"], r["id"], r["source"])
+        yield Labelled(messages_of(r["prompt"]), r["response"], r["good"], r["id"], r["source"])
 
 
-def _messages(rows: list[dict[str, Any]]) -> tuple[Message, ...]:
+def messages_of(rows: list[dict[str, Any]]) -> tuple[Message, ...]:
+    """Messages from what `row_of` makes of them."""
     return tuple(
         Message(m["role"], m["content"]) if len(m) == 2 else _with_tools(m["role"], m["content"], m)
         for m in rows

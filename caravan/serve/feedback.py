@@ -27,7 +27,7 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from sqlalchemy.pool import StaticPool
 
-from caravan.data.records import row_of
+from caravan.data.records import messages_of, row_of
 from caravan.types import Message, Ranking, UserError
 
 REMEMBERED_ANSWERS = 4096
@@ -99,8 +99,11 @@ class UnknownAnswer(Exception):
 
 
 def prompt_key(prompt: tuple[Message, ...]) -> str:
-    """One name per prompt: sha256 of roles and texts."""
-    text = json.dumps([[m.role, m.content] for m in prompt], ensure_ascii=False)
+    """One name per prompt: sha256 of roles and texts, and of what belongs to tools where there is any."""
+    rows = [
+        [m.role, m.content] if m == Message(m.role, m.content) else list(row_of(m).items()) for m in prompt
+    ]
+    text = json.dumps(rows, ensure_ascii=False)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
@@ -235,7 +238,7 @@ def _rankings(
     repeated = len(up) + len(down) == 2 and spoken == set(up) | set(down)
     up = [text for text in up if text not in contradicted]
     down = [text for text in down if text not in contradicted]
-    prompt = tuple(Message(**message) for message in json.loads(group[0].prompt))
+    prompt = messages_of(json.loads(group[0].prompt))
     source = "feedback:" + "+".join(sorted({f"{row.model}@{row.weights[:12]}" for row in group}))
     key = group[0].prompt_key[:16]
     for number, pair in enumerate(better.values()):

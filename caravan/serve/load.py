@@ -13,6 +13,7 @@ from caravan.store import Store, file_digest
 from caravan.types import Message, Sampling, UserError
 
 if TYPE_CHECKING:
+    from caravan.data.calls import Spelling
     from caravan.data.tokenizer import Tokenizer
     from caravan.engine.engine import Engine
     from caravan.stage import Runtime
@@ -38,6 +39,13 @@ class Loaded:
         from caravan.data.render import render
 
         return render(messages, self.tok, generation_prompt=True).ids
+
+    @property
+    def calls(self) -> Spelling | None:
+        """How its chat template writes tool calls; None: in no way that can be read back."""
+        from caravan.data.calls import spelling
+
+        return spelling(self.tok)
 
     def encode(self, text: str) -> list[int]:
         """Ids of plain text as the start of a document: after the start token where the family has one of

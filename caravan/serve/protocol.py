@@ -3,28 +3,32 @@
 
 Shapes follow the types of the `openai` Python client. Nothing here knows the engine, so that every rule of
 the protocol can be tested with a fake one. Fields we do not know are ignored; fields that would change the
-answer and that we cannot honour (tools, penalties, log-probabilities ...) are refused by name, never dropped
+answer and that we cannot honour (penalties, log-probabilities ...) are refused by name, never dropped
 silently.
 """
 
 from __future__ import annotations
 
 import secrets
+from dataclasses import replace
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic_core import from_json
 
-from caravan.types import Message, Sampling
+from caravan.types import Message, Sampling, ToolCall
 
 MAX_CHOICES = 8
 """`n` at most: every choice is a whole generation."""
 MAX_STOPS = 4
 """Stop texts per request, as in the API we follow."""
+MAX_TOOLS = 128
+"""Tools per request."""
 MAX_INPUTS = 256
 """Texts per request for embeddings; prompts of a completion times their choices are at most MAX_CHOICES."""
 UNSUPPORTED = (
-    "tools",
     "functions",
+    "function_call",
     "logit_bias",
     "presence_penalty",
     "frequency_penalty",
@@ -71,15 +75,75 @@ class TextPart(BaseModel):
     text: str
 
 
+class FunctionCallIn(BaseModel):
+    """What an assistant's message of the request called, with arguments as JSON."""
+
+    name: str = Field(min_length=1)
+    arguments: str = "{}"
+
+    @field_validator("arguments")
+    @classmethod
+    def _an_object(cls, arguments: str) -> str:
+        try:
+            given = from_json(arguments or "{}")  # unlike json.loads, of bounded depth
+        except ValueError as problem:
+            raise ValueError(f"arguments are no JSON ({problem})") from problem
+        if not isinstance(given, dict):
+            raise ValueError("arguments must be a JSON object")
+        return arguments or "{}"
+
+
+class CallIn(BaseModel):
+    """One call in an assistant's message."""
+
+    id: str = ""
+    type: Literal["function"] = "function"
+    function: FunctionCallIn
+
+
+class FunctionIn(BaseModel):
+    """What a tool is."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: str = Field(pattern=r"^[\w.-]{1,64}$")
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+
+
+class ToolIn(BaseModel):
+    """A tool that the model may call."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: Literal["function"]
+    function: FunctionIn
+
+
 class MessageIn(BaseModel):
     """One message of the request."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[TextPart]
+    content: str | list[TextPart] | None = None
+    tool_calls: list[CallIn] | None = None
+    tool_call_id: str = ""
+    name: str = ""
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Self:
+        if self.content is None and not (self.role == "assistant" and self.tool_calls):
+            raise ValueError("content is missing (only an assistant with tool_calls needs none)")
+        return self
 
     def message(self) -> Message:
         """As the renderer wants it: `developer` is the newer word for `system`; text parts are joined."""
-        text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+        given = self.content or ""
+        text = given if isinstance(given, str) else "".join(part.text for part in given)
+        if self.role == "assistant":
+            calls = (ToolCall(c.function.name, c.function.arguments, c.id) for c in self.tool_calls or ())
+            return Message("assistant", text, tuple(calls))
+        if self.role == "tool":
+            return Message("tool", text, name=self.name, tool_call_id=self.tool_call_id)
         return Message("system" if self.role == "developer" else self.role, text)
 
 
@@ -151,6 +215,31 @@ class ChatRequest(GenerationRequest):
     """Body of POST /v1/chat/completions."""
 
     messages: list[MessageIn] = Field(min_length=1, max_length=1024)
+    tools: list[ToolIn] | None = Field(default=None, max_length=MAX_TOOLS)
+    tool_choice: Any = None
+
+    @model_validator(mode="after")
+    def _choice_is_the_models(self) -> Self:
+        if self.tools and self.tool_choice not in (None, "auto", "none"):
+            raise ValueError("tool_choice is not supported by this server but for 'auto' and 'none'")
+        if self.tools and (self.model_extra or {}).get("parallel_tool_calls") is False:
+            raise ValueError("parallel_tool_calls: false is not supported by this server")
+        return self
+
+    @property
+    def offered(self) -> list[str]:
+        """Names of the tools that may be called."""
+        return [] if self.tool_choice == "none" else [tool.function.name for tool in self.tools or ()]
+
+    def conversation(self) -> list[Message]:
+        """The messages, with the tools in the system message (one without text if there is none)."""
+        messages = [message.message() for message in self.messages]
+        if not self.offered:
+            return messages
+        tools = tuple(tool.model_dump_json(exclude_unset=True) for tool in self.tools or ())
+        if messages[0].role == "system":
+            return [replace(messages[0], tools=tools), *messages[1:]]
+        return [Message("system", "", tools=tools), *messages]
 
 
 class CompletionRequest(GenerationRequest):

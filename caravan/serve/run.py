@@ -119,6 +119,7 @@ def load_models(cfg: Config, store: Store, rt: Runtime) -> dict[str, ServedModel
             name=loaded.name,
             worker=worker,
             render=loaded.prompt,
+            calls=loaded.calls,
             encode=loaded.encode,
             context_length=loaded.context_length,
             weights=loaded.weights,

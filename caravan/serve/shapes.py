@@ -7,9 +7,10 @@ import sys
 import time
 from array import array
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from caravan.serve.protocol import new_id
+from caravan.types import ToolCall
 
 
 def usage(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
@@ -21,13 +22,21 @@ def usage(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
     }
 
 
+class Choice(NamedTuple):
+    """One finished choice."""
+
+    text: str
+    reason: str
+    calls: tuple[ToolCall, ...] = ()
+
+
 class Shape(Protocol):
     """One request's answer in the words of one route. `index` tells the choices apart."""
 
     id: str
 
-    def whole(self, choices: Sequence[tuple[str, str]], counts: dict[str, int]) -> dict[str, Any]:
-        """Everything at once. `choices`: (text, finish reason) in order of index."""
+    def whole(self, choices: Sequence[Choice], counts: dict[str, int]) -> dict[str, Any]:
+        """Everything at once, choices in order of index."""
         ...
 
     def opening(self, index: int) -> dict[str, Any] | None:
@@ -36,6 +45,10 @@ class Shape(Protocol):
 
     def text(self, index: int, text: str) -> dict[str, Any]:
         """A chunk of text."""
+        ...
+
+    def call(self, index: int, number: int, call: ToolCall) -> dict[str, Any]:
+        """A chunk with a whole call, the `number`-th of its choice."""
         ...
 
     def end(self, index: int, reason: str) -> dict[str, Any]:
@@ -79,21 +92,21 @@ class ChatShape(_Stream):
     def __init__(self, model: str, fingerprint: str, include_usage: bool) -> None:
         super().__init__("chatcmpl", "chat.completion", model, fingerprint, include_usage)
 
-    def whole(self, choices: Sequence[tuple[str, str]], counts: dict[str, int]) -> dict[str, Any]:
+    def whole(self, choices: Sequence[Choice], counts: dict[str, int]) -> dict[str, Any]:
         return self._whole(
             [
                 {
                     "index": index,
-                    "message": {"role": "assistant", "content": text, "refusal": None},
-                    "finish_reason": reason,
+                    "message": _message(choice),
+                    "finish_reason": choice.reason,
                     "logprobs": None,
                 }
-                for index, (text, reason) in enumerate(choices)
+                for index, choice in enumerate(choices)
             ],
             counts,
         )
 
-    def _delta(self, index: int, delta: dict[str, str], reason: str | None = None) -> dict[str, Any]:
+    def _delta(self, index: int, delta: dict[str, Any], reason: str | None = None) -> dict[str, Any]:
         return self._chunk([{"index": index, "delta": delta, "finish_reason": reason, "logprobs": None}])
 
     def opening(self, index: int) -> dict[str, Any] | None:
@@ -102,8 +115,23 @@ class ChatShape(_Stream):
     def text(self, index: int, text: str) -> dict[str, Any]:
         return self._delta(index, {"content": text})
 
+    def call(self, index: int, number: int, call: ToolCall) -> dict[str, Any]:
+        return self._delta(index, {"tool_calls": [{"index": number, **_called(call)}]})
+
     def end(self, index: int, reason: str) -> dict[str, Any]:
         return self._delta(index, {}, reason)
+
+
+def _message(choice: Choice) -> dict[str, Any]:
+    """An answer; its content is null where it is calls alone."""
+    found: dict[str, Any] = {"role": "assistant", "content": choice.text, "refusal": None}
+    if choice.calls:
+        found |= {"content": choice.text or None, "tool_calls": [_called(call) for call in choice.calls]}
+    return found
+
+
+def _called(call: ToolCall) -> dict[str, Any]:
+    return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
 
 
 class TextShape(_Stream):
@@ -116,14 +144,19 @@ class TextShape(_Stream):
     def _choice(index: int, text: str, reason: str | None) -> dict[str, Any]:
         return {"index": index, "text": text, "finish_reason": reason, "logprobs": None}
 
-    def whole(self, choices: Sequence[tuple[str, str]], counts: dict[str, int]) -> dict[str, Any]:
-        return self._whole([self._choice(i, *choice) for i, choice in enumerate(choices)], counts)
+    def whole(self, choices: Sequence[Choice], counts: dict[str, int]) -> dict[str, Any]:
+        return self._whole(
+            [self._choice(i, choice.text, choice.reason) for i, choice in enumerate(choices)], counts
+        )
 
     def opening(self, index: int) -> dict[str, Any] | None:
         return None
 
     def text(self, index: int, text: str) -> dict[str, Any]:
         return self._chunk([self._choice(index, text, None)])
+
+    def call(self, index: int, number: int, call: ToolCall) -> dict[str, Any]:
+        raise AssertionError("a text that is continued calls nothing")
 
     def end(self, index: int, reason: str) -> dict[str, Any]:
         return self._chunk([self._choice(index, "", reason)])

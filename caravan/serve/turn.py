@@ -13,17 +13,20 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field, replace
+from secrets import token_hex
 from typing import Any
 
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response
 
+from caravan.data.calls import Reader, Spelling
+from caravan.data.tools import as_text
 from caravan.serve.feedback import Answer, FeedbackStore
 from caravan.serve.metrics import Metrics
 from caravan.serve.protocol import ApiError, ChatRequest, CompletionRequest, GenerationRequest, inputs
-from caravan.serve.shapes import ChatShape, Shape, TextShape, usage
+from caravan.serve.shapes import ChatShape, Choice, Shape, TextShape, usage
 from caravan.serve.worker import Draining, Piece, QueueFull, Ticket, Worker
-from caravan.types import Message, Sampling, UserError
+from caravan.types import Message, Sampling, ToolCall, UserError
 
 log = logging.getLogger("caravan.serve")
 POLL_SECONDS = 0.1
@@ -40,6 +43,8 @@ class ServedModel:
     worker: Worker
     render: Callable[[list[Message]], list[int]]
     """Messages to the ids of the served prompt (the one renderer, with the generation prompt)."""
+    calls: Spelling | None = None
+    """How its chat template writes tool calls; None: in no way that can be read back."""
     encode: Callable[[str], list[int]] | None = None
     """Plain text to ids, for completions and embeddings; None: only ids are understood there."""
     context_length: int
@@ -103,7 +108,14 @@ def chat_turn(
     request: Request, asked: ChatRequest, model: ServedModel, feedback: FeedbackStore | None, metrics: Metrics
 ) -> Turn:
     """The turn of POST /v1/chat/completions; its answers can be voted on."""
-    messages = [message.message() for message in asked.messages]
+    messages = asked.conversation()
+    if asked.offered and model.calls is None:
+        raise ApiError(
+            400,
+            "this model's chat template writes tool calls in a way that cannot be read back; ask without "
+            "tools, or give the model another template (`caravan template`)",
+            param="tools",
+        )
     try:
         ids = model.render(messages)
     except UserError as problem:
@@ -113,6 +125,8 @@ def chat_turn(
     model.check_room(ids, "messages")
     shape = ChatShape(model.name, model.fingerprint, asked.wants_usage)
     turn = Turn(request, asked, model, [ids], shape, metrics, "chat")
+    if asked.offered and model.calls is not None:
+        turn.readers = [Reader(model.calls, asked.offered) for _ in range(asked.n)]
     if feedback is not None:
         turn.feedback, turn.messages = feedback, messages
     return turn
@@ -146,7 +160,10 @@ class Turn:
         self.messages: list[Message] = []
         self.feedback: FeedbackStore | None = None
         choices = len(prompts) * asked.n
+        self.readers: list[Reader] = []
+        """Of each choice, where tools may be called."""
         self.texts = [""] * choices
+        self.calls: list[tuple[ToolCall, ...]] = [()] * choices
         self.reasons: list[str | None] = [None] * choices
         self.tokens = 0
         self.begun = time.monotonic()
@@ -187,11 +204,10 @@ class Turn:
     async def _listens(self) -> bool:
         return not await self.request.is_disconnected()
 
-    def _take(self, piece: Piece) -> None:
-        """Count a piece; raises when it carries an error."""
+    def _take(self, piece: Piece) -> list[str | ToolCall]:
+        """Count a piece, and give the words and calls in it; raises when it carries an error."""
         if piece.error is not None:
             raise engine_error(piece.error)
-        self.texts[piece.index] += piece.text
         self.tokens += piece.tokens
         if piece.tokens:
             now, name = time.monotonic(), self.model.name
@@ -205,6 +221,23 @@ class Turn:
             self.last_piece[piece.index] = now
         if piece.finish_reason is not None:
             self.reasons[piece.index] = piece.finish_reason
+        return self._read(piece)
+
+    def _read(self, piece: Piece) -> list[str | ToolCall]:
+        """A piece's words and calls, noted; calls get their ids here."""
+        parts: list[str | ToolCall] = [piece.text] if piece.text else []
+        if self.readers:
+            parts = self.readers[piece.index].feed(piece.text, last=piece.finish_reason is not None)
+        # Nine letters and digits: what the strictest templates (Mistral's) want of an id.
+        parts = [replace(p, id=token_hex(5)[:9]) if isinstance(p, ToolCall) else p for p in parts]
+        self.texts[piece.index] += "".join(p for p in parts if isinstance(p, str))
+        self.calls[piece.index] += tuple(p for p in parts if isinstance(p, ToolCall))
+        return parts
+
+    def _reason(self, index: int) -> str:
+        """Why a choice ended, as clients know it."""
+        reason = _public(self.reasons[index])
+        return "tool_calls" if reason == "stop" and self.calls[index] else reason
 
     @property
     def done(self) -> bool:
@@ -224,7 +257,9 @@ class Turn:
                     return Response(status_code=499)
             outcome = ",".join(str(reason) for reason in self.reasons)
             self._remember()
-            choices = list(zip(self.texts, [_public(reason) for reason in self.reasons], strict=True))
+            choices = [
+                Choice(text, self._reason(index), self.calls[index]) for index, text in enumerate(self.texts)
+            ]
             return JSONResponse(self.shape.whole(choices, usage(self.prompt_tokens, self.tokens)))
         finally:
             self._end(outcome)
@@ -246,12 +281,17 @@ class Turn:
                         quiet_since = time.monotonic()
                         yield b": ping\n\n"
                     continue
-                self._take(piece)
+                number = len(self.calls[piece.index])
+                parts = self._take(piece)
                 quiet_since = time.monotonic()
-                if piece.text:
-                    yield _event(self.shape.text(piece.index, piece.text))
+                for part in parts:
+                    if isinstance(part, str):
+                        yield _event(self.shape.text(piece.index, part))
+                    else:
+                        yield _event(self.shape.call(piece.index, number, part))
+                        number += 1
                 if piece.finish_reason is not None:
-                    yield _event(self.shape.end(piece.index, _public(piece.finish_reason)))
+                    yield _event(self.shape.end(piece.index, self._reason(piece.index)))
             self._remember()
             outcome = ",".join(str(reason) for reason in self.reasons)
             if self.asked.wants_usage:
@@ -268,11 +308,12 @@ class Turn:
             return
         for index, (text, reason) in enumerate(zip(self.texts, self.reasons, strict=True)):
             if reason in ("stop", "length"):
+                said = as_text([Message("assistant", text, self.calls[index])])[0].content
                 self.feedback.remember(
                     Answer(
                         id=answer_id(self.shape.id, index),
                         prompt=tuple(self.messages),
-                        text=text,
+                        text=said,
                         model=self.model.name,
                         weights=self.model.weights,
                         finish_reason=reason,

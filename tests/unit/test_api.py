@@ -13,10 +13,11 @@ import httpx
 import pytest
 from serving import WORDS, House, ScriptedEngine, Server, chunks, until
 
+from caravan.data.calls import Spelling
 from caravan.serve.api import create_app
 from caravan.serve.run import Config, api_keys, check_door, is_loopback
 from caravan.serve.worker import Draining, Piece, QueueFull, Worker
-from caravan.types import Sampling, UserError
+from caravan.types import Message, Sampling, ToolCall, UserError
 
 
 def test_a_whole_answer_has_the_expected_shape(home: House) -> None:
@@ -64,6 +65,66 @@ def test_n_choices_have_their_own_index(home: House) -> None:
     assert [c["choices"][0]["index"] for c in roles] == [0, 1]
 
 
+TOOLS = [{"type": "function", "function": {"name": "add", "parameters": {"type": "object"}, "strict": True}}]
+CALL = '<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call>'
+
+
+def called(name: str, arguments: str) -> dict[str, Any]:
+    function = {"name": name, "arguments": arguments}
+    call = {"id": "c1", "type": "function", "function": function}
+    return {"role": "assistant", "content": None, "tool_calls": [call]}
+
+
+def test_tools_reach_the_template_and_calls_come_back(build: Callable[..., House]) -> None:
+    given: list[list[Message]] = []
+    home = build(calls=Spelling(), seen=given)
+    home.engine.script = lambda ids, sampling: ["I ", "add.\n<to", *CALL.removeprefix("<to"), "\n", CALL]
+    whole = home.chat(tools=TOOLS).json()["choices"][0]
+    message = whole["message"]
+    assert whole["finish_reason"] == "tool_calls" and message["content"] == "I add."
+    assert [c["function"] for c in message["tool_calls"]] == [{"name": "add", "arguments": '{"a": 1}'}] * 2
+    ids = {c["id"] for c in message["tool_calls"]}
+    assert len(ids) == 2 and all(len(i) == 9 and i.isalnum() for i in ids)
+    system = given[0][0]
+    assert system == Message("system", "", tools=(json.dumps(TOOLS[0], separators=(",", ":")),))
+
+    talk = [{"role": "system", "content": "Be."}, {"role": "user", "content": "hi"}]
+    talk += [called("add", '{"a": 1}'), {"role": "tool", "tool_call_id": "c1", "content": "2"}]
+    sent = chunks(home.chat(messages=talk, tools=TOOLS, stream=True).text)[:-1]
+    deltas = [c["choices"][0]["delta"] for c in sent]
+    assert "".join(d.get("content", "") for d in deltas) == "I add."
+    assert [c["index"] for d in deltas for c in d.get("tool_calls", [])] == [0, 1]
+    assert sent[-1]["choices"][0]["finish_reason"] == "tool_calls"
+    call = ToolCall("add", '{"a": 1}', "c1")
+    assert given[1][0] == Message("system", "Be.", tools=system.tools)
+    assert given[1][2:] == [Message("assistant", "", (call,)), Message("tool", "2", tool_call_id="c1")]
+
+    for change in ({}, {"tools": TOOLS, "tool_choice": "none"}, {"tools": []}):
+        plain = home.chat(**change).json()["choices"][0]
+        assert plain["finish_reason"] == "stop" and CALL in plain["message"]["content"]
+        assert given[-1] == [Message("user", "hi")]
+
+
+def test_an_answer_with_calls_can_be_voted_on(build: Callable[..., House]) -> None:
+    home = build(calls=Spelling())
+    ask: dict[str, Any] = {"tools": TOOLS}
+    home.engine.script = lambda ids, sampling: [CALL]
+    good = home.chat(**ask).json()["id"]
+    home.engine.script = lambda ids, sampling: ["no"]
+    bad = home.chat(**ask).json()["id"]
+    choice = {"kind": "choice", "chosen": good, "rejected": bad}
+    assert home.http.post("/feedback", json=choice).status_code == 200
+    ranking = home.feedback.collect().rankings[0]
+    assert ranking.responses == (CALL, "no") and ranking.prompt[0].tools and ranking.prompt[1].content == "hi"
+
+
+def test_tools_are_refused_where_calls_cannot_be_read(home: House) -> None:
+    answer = home.chat(tools=TOOLS)
+    assert answer.status_code == 400 and answer.json()["error"]["param"] == "tools"
+    assert "caravan template" in answer.json()["error"]["message"]
+    assert home.chat(tools=TOOLS, tool_choice="none").status_code == 200
+
+
 @pytest.mark.parametrize(
     ("change", "param"),
     [
@@ -79,7 +140,15 @@ def test_n_choices_have_their_own_index(home: House) -> None:
         ({"max_tokens": 0}, "max_tokens"),
         ({"stop": ["a", "b", "c", "d", "e"]}, "stop"),
         ({"stop": ""}, "stop"),
-        ({"tools": [{"type": "function"}]}, None),
+        ({"tools": [{"type": "function"}]}, "tools.0.function"),
+        ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools.0.function.name"),
+        ({"tools": TOOLS, "tool_choice": "required"}, None),
+        ({"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "add"}}}, None),
+        ({"tools": TOOLS, "parallel_tool_calls": False}, None),
+        ({"functions": [{"name": "add"}]}, None),
+        ({"messages": [{"role": "user"}]}, "messages.0"),
+        ({"messages": [called("add", "[" * 5000)]}, "messages.0.tool_calls.0.function.arguments"),
+        ({"messages": [called("add", "[1]")]}, "messages.0.tool_calls.0.function.arguments"),
         ({"logprobs": True}, None),
         ({"response_format": {"type": "json_object"}}, None),
     ],

@@ -26,10 +26,13 @@ QWEN = """{% for m in messages %}<|im_start|>{{ m.role }}
 LLAMA = """{% for m in messages %}<|im_start|>{{ m.role }}
 
 {% if m.tool_calls %}{"name": "{{ m.tool_calls[0].function.name }}", "parameters": {{
-m.tool_calls[0].function.arguments | tojson }}}{% else %}{{ m.content }}{% endif %}<|im_end|>{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+m.tool_calls[0].function.arguments | tojson }}}{% else %}{{ m.content }}{% endif %}<|im_end|>{% endfor %}{%
+if add_generation_prompt %}<|im_start|>assistant
 
 {% endif %}"""
-MISTRAL = """{% for m in messages %}{% if m.tool_calls %}<|pad|>[{% for c in m.tool_calls %}{% if not loop.first %}, {% endif %}{"name": {{ c.function.name | tojson }}, "arguments": {{
+MISTRAL = """{% for m in messages %}{%
+if m.tool_calls %}<|pad|>[{% for c in m.tool_calls %}{%
+if not loop.first %}, {% endif %}{"name": {{ c.function.name | tojson }}, "arguments": {{
 c.function.arguments | tojson }}, "id": {{ c.id | tojson }}}{% endfor %}]{% else %}{{ m.content }}{%
 endif %}<|im_end|>{% endfor %}"""
 PYTHONIC = """{% for m in messages %}{{ m.content }}{% for c in m.tool_calls or [] %}{{ c.function.name }}({{
@@ -83,6 +86,8 @@ def test_what_is_trained_is_what_is_read(tok: Tokenizer, source: str | None) -> 
 
 
 ADD = '<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call>'
+PLAIN = '{"name": "add", "parameters": {"a": 1}}'
+LISTED = '<tool_call>{"name": "add", "arguments": [1]}x'
 ADDED = ToolCall("add", '{"a": 1}')
 
 
@@ -99,10 +104,10 @@ ADDED = ToolCall("add", '{"a": 1}')
         (MARKED, "<tool_call>{broken", ["<tool_call>{broken"]),
         (MARKED, ADD.replace("add", "rm"), [ADD.replace("add", "rm")]),
         (MARKED, '<tool_call>{"name": ["add"]}</tool_call>', ['<tool_call>{"name": ["add"]}</tool_call>']),
-        (MARKED, '<tool_call>{"name": "add", "arguments": [1]}x', ['<tool_call>{"name": "add", "arguments": [1]}x']),
+        (MARKED, LISTED, [LISTED]),
         (ALONE, ' {"name": "add", "parameters": {"a": 1}}', [ADDED]),
         (ALONE, '[{"name": "add", "parameters": {"a": 1}}]', [ADDED]),
-        (ALONE, '{"name": "add", "parameters": {"a": 1}}; {"name": "add", "parameters": {"a": 1}}', [ADDED, ADDED]),
+        (ALONE, f"{PLAIN}; {PLAIN}", [ADDED, ADDED]),
         (ALONE, '{"name": "other", "parameters": {}}', ['{"name": "other", "parameters": {}}']),
         (ALONE, '{"a": 1', ['{"a": 1']),
         (ALONE, 'So {"name": "add"}', ['So {"name": "add"}']),
