@@ -2,14 +2,17 @@
 
 .jsonl, .json (an array, or an object of arrays), .csv, .tsv, .parquet, .txt (one item per line), each also as
 .gz or .zst. Of an item, every string of 13 words or more is wanted, and the longest of the shorter ones;
-options such as "all of the above" say nothing by themselves."""
+options such as "all of the above" say nothing by themselves. `without` writes a file again with some of its
+items left out."""
 
 from __future__ import annotations
 
 import csv
+import functools
 import gzip
 import io
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,11 +20,13 @@ from typing import Any
 import orjson
 import zstandard
 
-from caravan.data.decontaminate import NGRAM, words
-from caravan.types import UserError
+from caravan.data.decontaminate import NGRAM, Hit, Index, words
+from caravan.types import Document, UserError
 
 _KINDS = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt")
 _CELL = 1 << 24
+REMOVED = "removed.jsonl.zst"
+"""What a stage left out of benchmarks: no benchmark itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,20 +41,29 @@ class Item:
 def read(folder: Path) -> Iterator[Item]:
     """Items of a file or of all benchmark files in a folder, by name. Raises UserError naming the file that
     cannot be read, or if there is none."""
-    files = [folder] if folder.is_file() else sorted(p for p in folder.rglob("*") if p.is_file())
-    ours = (folder / "manifest.json", folder / "timing.jsonl")  # an artefact's own
-    files = [p for p in files if _kind(p) in _KINDS and p not in ours and not p.name.startswith(".")]
-    if not files:
+    for name, path in files(folder):
+        yield from items(name, path)
+
+
+def files(folder: Path) -> list[tuple[str, Path]]:
+    """(name, path) of a file or of all benchmark files in a folder. UserError if there is none."""
+    found = [folder] if folder.is_file() else sorted(p for p in folder.rglob("*") if p.is_file())
+    ours = [folder / name for name in ("manifest.json", "timing.jsonl", REMOVED)]  # an artefact's own
+    found = [p for p in found if _kind(p) in _KINDS and p not in ours and not p.name.startswith(".")]
+    if not found:
         raise UserError(
             f"no benchmark file in {folder}", f"expected {', '.join(_KINDS)}, also as .gz or .zst"
         )
-    for path in files:
-        name = path.relative_to(folder).as_posix() if path != folder else path.name
-        try:
-            for number, row in enumerate(_rows(path)):
-                yield Item(name, _id(row, number), tuple(wanted(row)))
-        except (OSError, ValueError, csv.Error, zstandard.ZstdError, EOFError) as error:
-            raise UserError(f"cannot read the benchmark {name}: {error}") from error
+    return [(p.relative_to(folder).as_posix() if p != folder else p.name, p) for p in found]
+
+
+def items(name: str, path: Path) -> Iterator[Item]:
+    """Items of one file. UserError naming it if it cannot be read."""
+    try:
+        for number, row in enumerate(_rows(path)):
+            yield Item(name, _id(row, number), tuple(wanted(row)))
+    except (OSError, ValueError, csv.Error, zstandard.ZstdError, EOFError) as error:
+        raise UserError(f"cannot read the benchmark {name}: {error}") from error
 
 
 def wanted(row: Any) -> Iterator[str]:
@@ -125,3 +139,124 @@ def _opened(path: Path) -> Any:
         stream = zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True)
         return io.BufferedReader(stream, 1 << 20)  # type: ignore[arg-type]
     return raw
+
+
+def without(path: Path, target: Path, gone: Collection[int]) -> None:
+    """Write a benchmark file again without the items of these numbers, in its format and packing. Lines of
+    .jsonl and .txt stay as they are; .json, .csv and .parquet are written anew."""
+    kind = _kind(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if kind == ".parquet":
+        _without_rows(path, target, gone)
+        return
+    with _opened(path) as file, _written(target) as out:
+        if kind in (".jsonl", ".txt"):
+            number = 0
+            for line in file:
+                if line.strip():
+                    number += 1
+                    if number - 1 in gone:
+                        continue
+                out.write(line)
+        elif kind == ".json":
+            kept = _without_items(orjson.loads(file.read()), gone)
+            out.write(orjson.dumps(kept, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
+        else:
+            delimiter = "\t" if kind == ".tsv" else ","
+            text = io.TextIOWrapper(file, "utf-8-sig", "replace", newline="")
+            table = io.TextIOWrapper(out, "utf-8", newline="")
+            csv.field_size_limit(_CELL)
+            rows = csv.writer(table, delimiter=delimiter, lineterminator="\n")
+            for number, row in enumerate(csv.reader(text, delimiter=delimiter)):
+                if number not in gone:
+                    rows.writerow(row)
+            table.flush()
+            table.detach()
+
+
+def _without_items(value: Any, gone: Collection[int]) -> Any:
+    """The value of a .json file with items left out; they are numbered as `_items` gives them."""
+    if isinstance(value, list):
+        return [one for number, one in enumerate(value) if number not in gone]
+    if not isinstance(value, dict) or not any(isinstance(v, list) for v in value.values()):
+        return [] if 0 in gone else value
+    out, first = {}, 0
+    for key, inner in value.items():
+        out[key] = inner
+        if isinstance(inner, list):
+            out[key] = [one for number, one in enumerate(inner, first) if number not in gone]
+            first += len(inner)
+    return out
+
+
+def _without_rows(path: Path, target: Path, gone: Collection[int]) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    source, first = pq.ParquetFile(path), 0
+    with pq.ParquetWriter(target, source.schema_arrow) as out:
+        for batch in source.iter_batches(1024):
+            stays = pa.array([number not in gone for number in range(first, first + len(batch))])
+            out.write_batch(batch.filter(stays))
+            first += len(batch)
+
+
+@contextmanager
+def _written(path: Path) -> Iterator[Any]:
+    with open(path, "wb") as raw:
+        if path.suffix == ".gz":
+            with gzip.GzipFile("", "wb", 9, raw, mtime=0) as packed:
+                yield packed
+        elif path.suffix == ".zst":
+            with zstandard.ZstdCompressor(level=3).stream_writer(raw) as packed:
+                yield packed
+        else:
+            yield raw
+
+
+class Wanted:
+    """Items of all benchmarks, and the index of their texts."""
+
+    def __init__(self, folders: Sequence[str], fewest: int) -> None:
+        self.index = Index(fewest=fewest)
+        self.items: list[Item] = []
+        self.checked: list[bool] = []
+        """Of each item, whether a text of it is long enough to be looked for."""
+        self.owner_of: list[int] = []
+        """Of each text, whose it is."""
+        self.texts_of: list[range] = []
+        for folder in folders:
+            self.items += read(Path(folder))
+        long_enough = self.index.extend([text for item in self.items for text in item.texts])
+        for number, item in enumerate(self.items):
+            own = range(len(self.owner_of), len(self.owner_of) + len(item.texts))
+            self.owner_of += [number] * len(own)
+            self.texts_of.append(own)
+            self.checked.append(any(long_enough[own.start : own.stop]))
+        self.index.prepare()
+
+    def items_of(self, gram: int) -> set[int]:
+        """Items that have an n-gram."""
+        return {self.owner_of[text] for text in self.index.owners(gram)}
+
+    def covered(self, item: int, found: Collection[int]) -> float:
+        """Share of the words of an item's most covered text that stand in n-grams that were found."""
+        return max((self.index.covered(text, found) for text in self.texts_of[item]), default=0.0)
+
+
+@functools.lru_cache(maxsize=1)
+def wanted_in(folders: tuple[str, ...], fewest: int) -> Wanted:
+    """Forked processes find this made; others make it once."""
+    return Wanted(folders, fewest)
+
+
+@dataclass(frozen=True)
+class Search:
+    """batch of (anything, document) -> hits in each. Cheap to send to another process, unlike the index."""
+
+    folders: tuple[str, ...]
+    fewest: int
+
+    def __call__(self, batch: Sequence[tuple[Any, Document]]) -> list[list[Hit]]:
+        index = wanted_in(self.folders, self.fewest).index
+        return index.search([document.text for _, document in batch])

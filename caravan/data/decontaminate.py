@@ -32,7 +32,9 @@ NGRAM = 13
 FEWEST = 8
 _WORD = re.compile(r"\d+|[\u3400-\u9fff]|[^\W\d\u3400-\u9fff]+|[+\-*/=<>%]")
 """The same units as BENCHMARK's."""
-_FILTER_BITS = 22
+_SPARSE, _MOST_BITS = 8, 28
+"""A table of first bits has at least this many places per hash, so that about one window in ten is looked
+up for nothing; but no more places than 2 to the second (bytes)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,10 +67,12 @@ class _Table:
     """Place of a hash -> all n-grams that have it, where they are several."""
     near: np.ndarray
     """bool by the first bits of a hash: most windows need no search."""
+    shift: np.uint64
+    """Leaves those bits of a hash."""
 
     def lookup(self, hash_U: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """int64 [H], int64 [H]: windows whose hash is wanted, and its place in the table."""
-        at = np.flatnonzero(self.near[hash_U >> np.uint64(64 - _FILTER_BITS)])
+        at = np.flatnonzero(self.near[hash_U >> self.shift])
         place = np.minimum(np.searchsorted(self.hashes, hash_U[at]), len(self.hashes) - 1)
         same = self.hashes[place] == hash_U[at]
         return at[same], place[same]
@@ -179,9 +183,10 @@ class Index:
                     k: numbers[first[k] : first[k] + count[k]].tolist()
                     for k in np.flatnonzero(count > 1).tolist()
                 }
-                near = np.zeros(1 << _FILTER_BITS, np.bool_)
-                near[once >> np.uint64(64 - _FILTER_BITS)] = True
-                self._made[n] = _Table(once, numbers[first], more, near)
+                bits = min(_MOST_BITS, (_SPARSE * len(once)).bit_length())
+                near, shift = np.zeros(1 << bits, np.bool_), np.uint64(64 - bits)
+                near[once >> shift] = True
+                self._made[n] = _Table(once, numbers[first], more, near, shift)
         return self._made
 
     def search(self, texts: Sequence[str]) -> list[list[Hit]]:

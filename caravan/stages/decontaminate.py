@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,8 +12,9 @@ import orjson
 
 from caravan.data import benchmarks, rewrite, steps
 from caravan.data import decontaminate as grams
+from caravan.data.benchmarks import Wanted
 from caravan.data.clean import Rejection
-from caravan.data.decontaminate import Hit, Index
+from caravan.data.decontaminate import Hit
 from caravan.stage import Runtime, series
 from caravan.store import Artefact
 from caravan.types import Document, UserError
@@ -22,7 +22,9 @@ from caravan.types import Document, UserError
 INPUTS = {"corpus": "corpus", "benchmarks": "raw+"}
 OUTPUT = "corpus"
 USES: dict[str, str] = {}
-VERSION = 1
+VERSION = 2
+SOURCES = 20
+"""Sources named per benchmark in the report."""
 ACTIONS = ("drop", "cut", "mask", "report")
 
 
@@ -52,7 +54,7 @@ def run(cfg: Config, inputs: Mapping[str, Artefact], out: Path, rt: Runtime) -> 
     if cfg.action not in ACTIONS:
         raise UserError(f"there is no action `{cfg.action}`", f"there are: {', '.join(ACTIONS)}")
     folders = tuple(str(folder.path) for folder in series(inputs, "benchmarks"))
-    wanted = _wanted(folders, cfg.fewest_words)
+    wanted = benchmarks.wanted_in(folders, cfg.fewest_words)
     template = grams.template(wanted.index, wanted.owner_of, cfg.common_items)
     corpus = inputs["corpus"]
     found: dict[int, list[Hit]] = {}
@@ -60,7 +62,7 @@ def run(cfg: Config, inputs: Mapping[str, Artefact], out: Path, rt: Runtime) -> 
     place, total = 0, int(corpus.facts.get("documents_out", 0))
     batches = steps.batches(rewrite.read(corpus.path), lambda row: len(row[1].text))
     for searched in steps.mapped(
-        _Search(folders, cfg.fewest_words), batches, steps.workers(rt.threads), rt.engine
+        benchmarks.Search(folders, cfg.fewest_words), batches, steps.workers(rt.threads), rt.engine
     ):
         for one in searched:
             if one:
@@ -86,50 +88,10 @@ def run(cfg: Config, inputs: Mapping[str, Artefact], out: Path, rt: Runtime) -> 
         "documents_hit": report.documents,
         "spared": {"template": len(template), "common": len(spared) - len(template)},
         "benchmarks": {
-            name: {k: row[k] for k in ("items", "checked", "hit", "share")} for name, row in page.items()
+            name: {k: row[k] for k in ("items", "checked", "hit", "share", "documents")}
+            for name, row in page.items()
         },
     }
-
-
-class _Wanted:
-    """Items of all benchmarks, and the index of their texts."""
-
-    def __init__(self, folders: Sequence[str], fewest: int) -> None:
-        self.index = Index(fewest=fewest)
-        self.items: list[benchmarks.Item] = []
-        self.checked: list[bool] = []
-        self.owner_of: list[int] = []
-        self.texts_of: list[range] = []
-        for folder in folders:
-            self.items += benchmarks.read(Path(folder))
-        long_enough = self.index.extend([text for item in self.items for text in item.texts])
-        for number, item in enumerate(self.items):
-            first = len(self.owner_of)
-            self.owner_of += [number] * len(item.texts)
-            self.texts_of.append(range(first, len(self.owner_of)))
-            self.checked.append(any(long_enough[first : len(self.owner_of)]))
-        self.index.prepare()
-
-    def items_of(self, gram: int) -> set[int]:
-        return {self.owner_of[text] for text in self.index.owners(gram)}
-
-
-@functools.lru_cache(maxsize=1)
-def _wanted(folders: tuple[str, ...], fewest: int) -> _Wanted:
-    """Forked processes find this made; others make it once."""
-    return _Wanted(folders, fewest)
-
-
-@dataclass(frozen=True)
-class _Search:
-    """batch of (split, document) -> hits in each. Cheap to send to another process, unlike the index."""
-
-    folders: tuple[str, ...]
-    fewest: int
-
-    def __call__(self, batch: Sequence[tuple[str, Document]]) -> list[list[Hit]]:
-        index = _wanted(self.folders, self.fewest).index
-        return index.search([document.text for _, document in batch])
 
 
 @dataclass
@@ -137,10 +99,11 @@ class _Report:
     """What stood where: by item, and by benchmark."""
 
     cfg: Config
-    wanted: _Wanted
+    wanted: Wanted
     documents: int = 0
     grams: dict[int, set[int]] = field(default_factory=dict)
     where: dict[int, list[str]] = field(default_factory=dict)
+    sources: dict[str, Counter[str]] = field(default_factory=dict)
     samples: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
 
     def note(self, document: Document, hits: Sequence[Hit]) -> list[str]:
@@ -158,11 +121,14 @@ class _Report:
             if len(shown) < self.cfg.samples:
                 text = document.text[max(0, hit.start - 60) : hit.stop + 60]
                 shown.append({"item": item.id, "document": document.id, "text": text})
+        for name in {self.wanted.items[number].benchmark for number in named}:
+            self.sources.setdefault(name, Counter())[document.source] += 1
         items = (self.wanted.items[n] for n in sorted(named))
         return [f"{item.benchmark} {item.id}" for item in items]
 
     def page(self) -> dict[str, dict[str, Any]]:
-        """By benchmark: items, those long enough, those found, their share of the checked, samples."""
+        """By benchmark: items, those long enough, those found, their share of the checked; documents that
+        hold any, the sources with most of them, samples."""
         rows: dict[str, dict[str, Any]] = {}
         for k, item in enumerate(self.wanted.items):
             row = rows.setdefault(item.benchmark, {"items": 0, "checked": 0, "hit": 0})
@@ -171,6 +137,9 @@ class _Report:
             row["hit"] += k in self.where
         for name, row in rows.items():
             row["share"] = round(row["hit"] / max(1, row["checked"]), 6)
+            sources = self.sources.get(name, Counter[str]())
+            row["documents"] = sources.total()
+            row["sources"] = dict(sorted(sources.items(), key=lambda kv: (-kv[1], kv[0]))[:SOURCES])
             row["samples"] = self.samples.get(name, [])
         return dict(sorted(rows.items()))
 
@@ -179,13 +148,8 @@ class _Report:
         where."""
         with open(path, "wb") as file:
             for number, item in enumerate(self.wanted.items):
-                found = self.grams.get(number, set())
-                own = self.wanted.texts_of[number]
-                share = (
-                    max((self.wanted.index.covered(text, found) for text in own), default=0.0)
-                    if found
-                    else 0.0
-                )
+                found = self.grams.get(number)
+                share = self.wanted.covered(number, found) if found else 0.0
                 row = {
                     "benchmark": item.benchmark, "id": item.id, "checked": self.wanted.checked[number],
                     "seen": number in self.where, "share": round(share, 4),
