@@ -29,6 +29,7 @@ from caravan.types import UserError
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json", "vocab.json",
     "merges.txt", "added_tokens.json", "tokenizer.model", "spiece.model", "ice_text.model", "qwen.tiktoken",
+    "preprocessor_config.json", "processor_config.json",
 )  # fmt: skip
 DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 
@@ -222,6 +223,7 @@ def export_config(model: Decoder, dtype: torch.dtype, architecture: str) -> dict
     kept = {
         k: v for k, v in model.config.items() if k not in ("num_labels", "reward_bias", "quantization_config")
     }
+    made = family.carried(kept, made) if hasattr(family, "carried") else made
     if family.__name__.rpartition(".")[2] != model.family:
         kept.pop("auto_map", None)  # an alias is written as what it is, which needs no code of its own
     return {
@@ -241,10 +243,8 @@ def save_model(
     dtype: torch.dtype = torch.bfloat16,
     generation: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a folder that transformers and vLLM open as it is.
-
-    `tokenizer` is a folder whose tokenizer files are copied; `generation` goes into generation_config.json.
-    """
+    """Write a folder that transformers and vLLM open as it is. `tokenizer` is a folder whose tokenizer files
+    are copied; `generation` goes into generation_config.json."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     architecture = families.find(model.family).ARCHITECTURE

@@ -4,8 +4,10 @@ RULES.
 The folder is the registry: the file's name is the `model_type` of config.json, with '_' for '-'. Each file
 has ARCHITECTURE and CLASSIFIER (class names that transformers opens our folders with, None without one),
 RULES (see model/rules.py), `spec` and `config`; it may have ALIASES (other model_types that mean the same
-layout), MODEL_TYPE (what is written, where it is not the file's name) and `guards(spec)` (names of its own
-predicates for the rules).
+layout), MODEL_TYPE (what is written, where it is not the file's name), `guards(spec)` (names of its own
+predicates for the rules), KEPT (a pattern of tensors written back as they came), `opened(tensors)` (another
+spelling of a file, read under the names of RULES) and `carried(old, new)` (the keys of config.json to be
+written, with what nested objects had besides).
 """
 
 from __future__ import annotations
