@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from caravan.data.pii import found_at
+from caravan.data.pii import SPACE, found_at
 
 LABEL, PRIORITY, VERSION = "ADDRESS", 50, 1
 _STREET = (
@@ -32,20 +32,22 @@ _ENGLISH = re.compile(
     rf"|(?<![A-Za-z0-9])[0-9]{{1,6}} {_WORD}(?: {_WORD}){{0,3}} (?:Apt|Suite)\.? [0-9]{{1,5}}"
     rf"|(?<![A-Za-z])(?:Apt\.?|Suite) ?[0-9]{{1,5}}\b)"
 )
+_NUMBER = "[0-9０-９一二三四五六七八九十百]"
+HINT = (
+    rf"[0-9][A-Za-z]?{SPACE}(?:[NSEW]\.?{SPACE})?(?:(?:{_WORD}|[0-9]{{1,3}}(?:st|nd|rd|th)){SPACE}){{1,4}}{_STREET}"
+    r"|P\.? ?O\.? Box [0-9]|PSC [0-9]|(?:Unit|USNS|USS|USNV|USCGC) [A-Z0-9]{2}|(?:Apt|Suite)\.? ?[0-9]"
+    rf"|{_NUMBER}[号弄栋幢]"
+)
 _START = re.compile("[0-9PUAS](?<![A-Za-z].)")
 _HAN = r"[\u4e00-\u9fff]"
-_NUMBERED = re.compile("[0-9０-９一二三四五六七八九十百][号弄栋幢]")
+_NUMBERED = re.compile(f"{_NUMBER}[号弄栋幢]")
 _CHINESE = re.compile(
     rf"(?:{_HAN}{{2,8}}?(?:省|自治区))?(?:{_HAN}{{2,8}}?(?:市|州|盟))?"
     rf"(?:{_HAN}{{1,8}}?(?:区|县|旗))?(?:{_HAN}{{1,8}}?(?:镇|乡|街道))?"
     rf"{_HAN}{{1,10}}?(?:路|街|大道|巷|胡同|道|村|苑|小区)(?:{_HAN}{{0,4}}(?:段|里))?"
-    rf"[0-9０-９一二三四五六七八九十百]{{1,5}}(?:号楼|号院|号|弄|栋|幢)"
+    rf"{_NUMBER}{{1,5}}(?:号楼|号院|号|弄|栋|幢)"
     rf"(?:[0-9A-Za-z０-９一二三四五六七八九十]{{1,5}}(?:号楼|号|栋|幢|座|单元|楼|层|室)){{0,4}}(?:[0-9]{{3,4}}室?)?"
 )
-
-
-def may(text: str, digits: int) -> bool:
-    return digits > 0 or (not text.isascii() and _NUMBERED.search(text) is not None)
 
 
 def find(text: str) -> Iterator[tuple[int, int]]:

@@ -8,21 +8,17 @@ import re
 from collections.abc import Iterator
 
 LABEL, PRIORITY, VERSION = "CN_ID", 1, 1
+HINT = "[0-9]{17}"
 _SHAPE = re.compile(
     r"(?<![A-Za-z0-9])(?:1[1-5]|2[1-3]|3[1-7]|4[1-6]|5[0-4]|6[1-5]|71|8[1-3])[0-9]{4}"
     r"(?P<date>(?:18|19|20)[0-9]{6})[0-9]{3}[0-9Xx](?![A-Za-z0-9])"
 )
 _WEIGHTS = (7, 9, 10, 5, 8, 4, 2, 1, 6, 3, 7, 9, 10, 5, 8, 4, 2)
-_DIGITS = re.compile("[0-9][0-9]{16}")
 
 
 def check(first: str) -> str:
     """The last place for the first 17."""
     return "10X98765432"[sum(int(c) * w for c, w in zip(first, _WEIGHTS, strict=True)) % 11]
-
-
-def may(text: str, digits: int) -> bool:
-    return digits >= 17 and _DIGITS.search(text) is not None
 
 
 def find(text: str) -> Iterator[tuple[int, int]]:

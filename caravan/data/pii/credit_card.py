@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 
 LABEL, PRIORITY, VERSION = "CREDIT_CARD", 10, 1
+HINT = "[0-9](?:[ -]?[0-9]){11}"
 _SHAPE = re.compile(r"(?<![A-Za-z0-9_.+-])[1-6](?:[ -]?[0-9]){11,18}(?![A-Za-z0-9_]|[.-][0-9])")
 _NETWORKS: tuple[tuple[str, frozenset[int]], ...] = (
     (r"4", frozenset((13, 16, 19))),  # Visa
@@ -17,7 +18,6 @@ _NETWORKS: tuple[tuple[str, frozenset[int]], ...] = (
     (r"50|5[6-8]|6", frozenset(range(12, 20))),  # Maestro
 )
 _PREFIXES = tuple((re.compile(prefix), sizes) for prefix, sizes in _NETWORKS)
-_DIGITS = re.compile("[0-9](?:[ -]?[0-9]){11}")
 
 
 def luhn(digits: str) -> bool:
@@ -25,10 +25,6 @@ def luhn(digits: str) -> bool:
     values = [int(c) for c in reversed(digits)]
     doubled = [d * 2 - 9 * (d > 4) for d in values[1::2]]
     return (sum(values[::2]) + sum(doubled)) % 10 == 0
-
-
-def may(text: str, digits: int) -> bool:
-    return digits >= 12 and _DIGITS.search(text) is not None
 
 
 def find(text: str) -> Iterator[tuple[int, int]]:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 
 LABEL, PRIORITY, VERSION = "IBAN", 2, 1
+HINT = "(?i:[A-Z]{2}[0-9]{2}(?: ?[A-Z0-9]){11})"
 _SHAPE = re.compile(r"(?<![A-Za-z0-9])[A-Z]{2}[0-9]{2}(?: ?[A-Z0-9]){11,30}(?![A-Za-z0-9])", re.IGNORECASE)
 _LENGTHS = {
     "AD": 24, "AE": 23, "AL": 28, "AT": 20, "AZ": 28, "BA": 20, "BE": 16, "BG": 22, "BH": 22, "BR": 29,
@@ -17,7 +18,6 @@ _LENGTHS = {
     "QA": 29, "RO": 24, "RS": 22, "SA": 24, "SC": 31, "SD": 18, "SE": 24, "SI": 19, "SK": 24, "SM": 27,
     "ST": 25, "SV": 28, "TL": 23, "TN": 24, "TR": 26, "UA": 29, "VA": 22, "VG": 24, "XK": 20,
 }  # fmt: skip
-_DIGITS = re.compile("[0-9](?<=[A-Z][A-Z][0-9])[0-9](?: ?[A-Z0-9]){11}", re.IGNORECASE)
 
 
 def valid(code: str) -> bool:
@@ -26,10 +26,6 @@ def valid(code: str) -> bool:
     if _LENGTHS.get(code[:2]) != len(code):
         return False
     return int("".join(str(int(c, 36)) for c in code[4:] + code[:4])) % 97 == 1
-
-
-def may(text: str, digits: int) -> bool:
-    return digits >= 2 and _DIGITS.search(text) is not None
 
 
 def find(text: str) -> Iterator[tuple[int, int]]:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from caravan.data.pii import found_at
 
 LABEL, PRIORITY, VERSION = "IP_ADDRESS", 30, 1
+HINT = r"[0-9]\.[0-9]{1,3}\.[0-9]{1,3}\.[0-9]|[23][0-9A-Fa-f]{3}:[0-9A-Fa-f:]"
 _OCTET = r"(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
 _V4 = re.compile(rf"(?<![A-Za-z0-9.])(?:{_OCTET}\.){{3}}{_OCTET}(?![A-Za-z0-9]|\.[0-9])")
 _V6 = re.compile(r"(?<![A-Za-z0-9:.])[23][0-9A-Fa-f]{3}:[0-9A-Fa-f:]{2,35}(?![A-Za-z0-9:])")
@@ -18,13 +19,6 @@ _NOT_AFTER = re.compile(
 )
 _V4_START = re.compile(r"[0-9](?<![A-Za-z0-9.].)")
 _V6_START = re.compile(r"[23](?<![A-Za-z0-9:.].)")
-_DOTS = re.compile(r"[0-9]\.[0-9]{1,3}\.[0-9]{1,3}\.[0-9]")
-_COLONS = re.compile(r"[0-9A-Fa-f]:[0-9A-Fa-f:]")
-
-
-def may(text: str, digits: int) -> bool:
-    v4 = digits >= 4 and _DOTS.search(text) is not None
-    return v4 or (digits > 0 and ":" in text and _COLONS.search(text) is not None)
 
 
 def find(text: str) -> Iterator[tuple[int, int]]:

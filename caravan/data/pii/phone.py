@@ -6,9 +6,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from caravan.data.pii import found_at
+from caravan.data.pii import SPACE, found_at
 
 LABEL, PRIORITY, VERSION = "PHONE", 40, 1
+HINT = rf"[0-9](?:(?:[-.()ext]|{SPACE})*[0-9]){{6}}"
+"""Seven digits, and what patterns allow between two of them."""
 _BEFORE, _AFTER = r"(?<![A-Za-z0-9_.+/-])", r"(?![A-Za-z0-9_]|[-./][0-9])"
 _SHAPES = re.compile(
     _BEFORE
@@ -39,12 +41,6 @@ _ANNOUNCED = re.compile(
     r"[^0-9+(\n]{0,40}$"
 )
 _START = re.compile(r"[+(0-9](?<![0-9+.-].)")
-_SEVEN = re.compile("[0-9](?:[^0-9]{0,56}+[0-9]){6}")
-"""Seven digits; no pattern is longer than that between two of them."""
-
-
-def may(text: str, digits: int) -> bool:
-    return digits >= 7 and _SEVEN.search(text) is not None
 
 
 def find(text: str) -> Iterator[tuple[int, int]]:

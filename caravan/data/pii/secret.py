@@ -8,6 +8,8 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 
+from caravan.data.pii import SPACE
+
 LABEL, PRIORITY, VERSION = "SECRET", 0, 1
 _BLOCK = re.compile(
     r"-----BEGIN (?P<what>[A-Z ]{0,30})PRIVATE KEY(?: BLOCK)?-----[A-Za-z0-9+/=\s:,.()\\-]{1,20000}?"
@@ -25,10 +27,10 @@ _ASSIGNED = re.compile(
     r"(?i:passw(?:or)?d|pwd|secret|token|api[_-]?key|access[_-]?key|auth[_-]?key|private[_-]?key|密码|口令|密钥)"
     r"[A-Za-z_]{0,20}[\"']?\s{0,3}(?:=>|[:=：])\s{0,3}[\"']?(?P<value>[A-Za-z0-9+/_=.!@#$%^&*~-]{12,200})"
 )
-_MARKS = ("PRIVATE KEY", "AKIA", "ASIA", "xox", "glpat-", "AIza", "sk-", "eyJ")
-_JOINED = ("ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_", "hf_", "k_live_", "npm_")
-"""Every block and every issued key holds one of these or those."""
-_VALUE = re.compile(r"[=:：]>?\s{0,3}[\"']?[A-Za-z0-9+/_=.!@#$%^&*~-]{12}")
+HINT = (
+    r"PRIVATE KEY|AKIA|ASIA|gh[pousr]_|github_pat_|glpat-|xox[abprs]-|AIza|hf_|sk-|k_live_|npm_|eyJ"
+    rf"|[=:：]>?{SPACE}{{0,3}}[\"']?[A-Za-z0-9+/_=.!@#$%^&*~-]{{12}}"
+)
 BITS = 3.3
 """Random strings of hexadecimal digits have up to 4 bits per character, English words in one case about 3."""
 
@@ -39,19 +41,11 @@ def entropy(value: str) -> float:
     return -sum(n / len(value) * math.log2(n / len(value)) for n in counts.values())
 
 
-def may(text: str, digits: int) -> bool:
-    return _marked(text) or _VALUE.search(text) is not None
-
-
-def _marked(text: str) -> bool:
-    return any(m in text for m in _MARKS) or ("_" in text and any(m in text for m in _JOINED))
-
-
 def find(text: str) -> Iterator[tuple[int, int]]:
-    for pattern in (_BLOCK, _ISSUED) if _marked(text) else ():
+    for pattern in (_BLOCK, _ISSUED):
         for found in pattern.finditer(text):
             yield found.span()
-    for found in _ASSIGNED.finditer(text) if _VALUE.search(text) else ():
+    for found in _ASSIGNED.finditer(text):
         value = found["value"].rstrip(".")
         classes = any(c.isdigit() for c in value) and any(c.isalpha() for c in value)
         if classes and entropy(value) > BITS and not re.fullmatch(r"[a-z0-9_.]*\.[a-z_]+", value):

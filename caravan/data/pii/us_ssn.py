@@ -6,14 +6,10 @@ import re
 from collections.abc import Iterator
 
 LABEL, PRIORITY, VERSION = "US_SSN", 25, 1
+HINT = "[0-9]{3}-[0-9]{2}-[0-9]{4}"
 _SHAPE = re.compile(
     r"(?<![A-Za-z0-9.-])(?!000|666|9)[0-9]{3}-(?!00)[0-9]{2}-(?!0000)[0-9]{4}(?![A-Za-z0-9]|-[0-9])"
 )
-_GROUPS = re.compile("[0-9][0-9]{2}-[0-9]{2}-[0-9]{4}")
-
-
-def may(text: str, digits: int) -> bool:
-    return digits >= 9 and _GROUPS.search(text) is not None
 
 
 def find(text: str) -> Iterator[tuple[int, int]]:
