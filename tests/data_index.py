@@ -40,6 +40,7 @@ STEPS = {
     "url_duplicate": ("dedup", "the same address however spelt", "ours"),
     "semantic_duplicate": ("dedup", "cosine of embeddings (off by default)", "Abbas et al. 2023"),
     "copied_spans": ("dedup", "little is left without 50 tokens found elsewhere", "Lee et al. 2022"),
+    "bad_words": ("filter", "says a word of a list you give (`--bad-words`)", "Raffel et al. 2020, 2.2"),
     "contaminated": ("decontaminate", "13 words in a row of a benchmark item", "Brown et al. 2020, C"),
     "personal_data": ("pii", "holds personal data (only where asked to drop)", "ours"),
 }

@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from caravan.data import lines, measure, records, rules, signals, steps
+from caravan.data import badwords, lines, measure, records, rules, signals, steps
 from caravan.data.clean import Rejection
 from caravan.stage import Runtime
 from caravan.store import Artefact
 from caravan.types import Document, UserError
 
-INPUTS = {"corpus": "corpus", "signals": "signals?", "own": "raw?"}
+INPUTS = {"corpus": "corpus", "signals": "signals?", "own": "raw?", "bad_words": "raw?"}
 OUTPUT = "corpus"
 USES: dict[str, str] = {}
 VERSION = 1
@@ -40,7 +40,8 @@ class Config:
 def run(cfg: Config, inputs: Mapping[str, Artefact], out: Path, rt: Runtime) -> dict[str, Any]:
     own = inputs["own"].path if "own" in inputs else None
     sets = rules.changed(rules.load(cfg.rules, own), cfg.limits, cfg.off)
-    sift = _Sift(cfg, sets)
+    words = badwords.read(inputs["bad_words"].path) if "bad_words" in inputs else None
+    sift = _Sift(cfg, sets, words)
     kept: Counter[str] = Counter()
     languages: dict[str, Counter[str]] = {}
     total = int(inputs["corpus"].facts.get("documents_out", 0))
@@ -75,6 +76,7 @@ def run(cfg: Config, inputs: Mapping[str, Artefact], out: Path, rt: Runtime) -> 
         "removed_samples": dict(sorted(sift.samples.items())),
         "rules": sift.facts(),
         "lines": {k: dict(v) for k, v in sift.edited.items()},
+        "bad_words": {k or "all": len(v) for k, v in words.lists.items()} if words else {},
     }
 
 
@@ -106,8 +108,10 @@ def _measured(
 class _Sift:
     """Rules applied to batches, and what they did."""
 
-    def __init__(self, cfg: Config, sets: list[rules.RuleSet]) -> None:
-        self.cfg, self.sets = cfg, sets
+    def __init__(
+        self, cfg: Config, sets: list[rules.RuleSet], words: badwords.BadWords | None = None
+    ) -> None:
+        self.cfg, self.sets, self.words = cfg, sets, words
         self.rules = [rule for one in sets for rule in one.rules]
         self.needed = rules.needed(self.rules)
         self.seen = self.bytes_in = 0
@@ -128,6 +132,9 @@ class _Sift:
             self.bytes_in += len(document.text.encode("utf-8", "replace"))
             if verdict is None and self.cfg.edit_lines:
                 document, verdict = self._edited(document, lang)
+            # C4 asks this of the lines that stay.
+            if verdict is None and self.words and (word := self.words.find(document.text, lang)):
+                verdict = Rejection("bad_words", f"says `{word}`, which is on the list")
             if verdict is not None:
                 self._note(document, verdict)
             yield document, verdict

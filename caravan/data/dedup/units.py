@@ -22,10 +22,11 @@ import numpy as np
 PART, RUN, ALONE, NUMBER = 0, 1, 2, 3
 _TOP = 0x33480
 """Code points from here on have no properties we look at (tags, private use)."""
-_UNSPACED = (
+UNSPACED = (
     "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff"
     "\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003347f"
 )
+"""Inside a set of characters of a pattern: letters of scripts written without spaces."""
 _HAN = "\u3400-\u9fff"
 _BASE = 0xD1342543DE82EF95
 
@@ -49,9 +50,9 @@ class Cut:
     """What stands alone joins its equals next to it: a rule of dashes is one unit."""
 
 
-WORDS = Cut(r"\w", f"[{_UNSPACED}]")
+WORDS = Cut(r"\w", f"[{UNSPACED}]")
 """Lower-cased runs of letters, digits and _; characters of unspaced scripts."""
-EVERYTHING = Cut(r"\w", f"[{_UNSPACED}]", other=r"[^\w\s]", lower=False, joins=True)
+EVERYTHING = Cut(r"\w", f"[{UNSPACED}]", other=r"[^\w\s]", lower=False, joins=True)
 """As WORDS, case kept, and every mark or symbol: units that miss nothing but white space."""
 BENCHMARK = Cut(r"[^\W\d]", f"[{_HAN}]", other="[+*/=<>%-]", number=r"\d", accents=False)
 """Words, numbers, Han characters and operators: what a benchmark's questions are compared by."""
