@@ -9,6 +9,7 @@ does, through the caches). The best round counts.
 
 ours        every family of signals (caravan/data/signals), language included
 families    each of ours alone, with what it needs of the shared view
+filter      a corpus and its signals (Gopher's) read, judged and written again, as `caravan filter` does
 datatrove   its Gopher repetition, Gopher quality, C4 and FineWeb filters (the same four groups of rules; pip
             install datatrove), with words split by a regular expression in place of spaCy, which is several
             times slower: its best setting
@@ -22,6 +23,7 @@ import os
 import re
 import resource
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -85,6 +87,38 @@ def ours(texts: list[str], most: int, families: tuple[str, ...] | None = None) -
     return work
 
 
+def filtering(texts: list[str], most: int, folder: Path) -> Callable[[], None]:
+    from caravan.data import measure, records, rules, signals
+    from caravan.types import Document
+
+    every = [rule for one in rules.load(("gopher",)) for rule in one.rules]
+    needed = rules.needed(every)
+    work = measure.Measure(signals.families_of(needed))
+    with (
+        records.packed_writer(folder / "in.jsonl.zst") as file,
+        measure.Writer(folder / "in.parquet") as rows,
+    ):
+        at = 0
+        for batch in batched(texts, most):
+            documents = [Document(str(at + k), text, "", "en") for k, text in enumerate(batch)]
+            at += len(batch)
+            rows.write(work(documents))
+            for document in documents:
+                file.write(records.dump(document))
+
+    def again() -> None:
+        table = measure.Reader(folder / "in.parquet", needed)
+        with records.packed_writer(folder / "out.jsonl.zst") as out:
+            for batch in measure.document_batches(records.read_documents(folder / "in.jsonl.zst")):
+                verdicts = rules.judge(every, table.take(len(batch))).first
+                for document, verdict in zip(batch, verdicts, strict=True):
+                    out.write(
+                        records.dump(document) if verdict is None else records.dump_removed(document, verdict)
+                    )
+
+    return again
+
+
 def datatrove(texts: list[str]) -> Callable[[], None]:
     import datatrove.pipeline.filters.c4_filters as c4
     import datatrove.pipeline.filters.fineweb_quality_filter as fineweb
@@ -130,6 +164,9 @@ def main() -> None:
         name: round(size / seconds(ours(texts, args.batch, (name,)), args.rounds), 1)
         for name in signals.names()
     }
+    with tempfile.TemporaryDirectory() as folder:
+        judging = filtering(texts, args.batch, Path(folder))
+        out["filter_mb_per_second"] = round(size / seconds(judging, args.rounds), 1)
     try:
         part = texts[: max(1, len(texts) // 10)]
         small = sum(len(t.encode()) for t in part) / 1e6

@@ -28,7 +28,7 @@ PAGES = (
     ("mixing", "weights, epochs, languages, phases"),
     ("formats", "chats and preferences in twenty shapes"),
     ("shards", "tokens on disk, readers and writers"),
-    ("ray", "the same steps on a cluster"),
+    ("scale", "cost of a terabyte, memory, Ray, datatrove"),
 )
 STEPS = {
     "too_short": ("corpus", "fewer than 20 characters after cleaning", "ours"),
