@@ -225,8 +225,13 @@ class Wanted:
         self.owner_of: list[int] = []
         """Of each text, whose it is."""
         self.texts_of: list[range] = []
-        for folder in folders:
-            self.items += read(Path(folder))
+        self.files: list[tuple[int, str, Path, range]] = []
+        """(number of the folder, name, path, its items) of each file."""
+        for k, folder in enumerate(folders):
+            for name, path in files(Path(folder)):
+                first = len(self.items)
+                self.items += items(name, path)
+                self.files.append((k, name, path, range(first, len(self.items))))
         long_enough = self.index.extend([text for item in self.items for text in item.texts])
         for number, item in enumerate(self.items):
             own = range(len(self.owner_of), len(self.owner_of) + len(item.texts))

@@ -107,11 +107,13 @@ class Index:
             for d, text in enumerate(folded):
                 own = tuple(map(sys.intern, _words(text)))
                 out.append(len(own) >= self.fewest)
-                if len(own) >= self.ngram:
+                if not out[-1]:
+                    hashes = full_U[:0]
+                elif len(own) >= self.ngram:
                     first = int(cut.range_D[d])
                     hashes = full_U[first : first + len(own) - self.ngram + 1]
                 else:
-                    hashes = windows(cut.of(d), len(own)) if out[-1] else full_U[:0]
+                    hashes = windows(cut.of(d), len(own))
                 self._take(own, hashes.tolist())
         return out
 

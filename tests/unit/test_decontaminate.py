@@ -208,8 +208,15 @@ def test_planted_questions_are_found_and_reported(planted: Any) -> None:
 
 def test_shards_and_workers_change_nothing(planted: Any) -> None:
     one, other = cleaned(planted), cleaned(planted, 1)
-    for name in ("contamination.json", "items.jsonl"):
-        assert sorted((one / name).read_text().split()) == sorted((other / name).read_text().split())
+    assert sorted((one / "items.jsonl").read_text().split()) == sorted(
+        (other / "items.jsonl").read_text().split()
+    )
+    pages = [json.loads((art / "contamination.json").read_text()) for art in (one, other)]
+    for page in pages:  # a source is the file a document was in
+        assert page["first.jsonl"]["documents"] == sum(page["first.jsonl"].pop("sources").values()) == 6
+        page["second.jsonl"].pop("sources")
+        page["first.jsonl"]["samples"].sort(key=lambda s: s["item"])
+    assert pages[0] == pages[1]
     assert sorted(d.id for _, d in rewrite.read(one.path)) == sorted(
         d.id for _, d in rewrite.read(other.path)
     )
