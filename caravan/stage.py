@@ -38,7 +38,7 @@ from caravan.types import UserError
 PACKAGE = Path(__file__).parent
 ROAD = (
     *("corpus", "signals", "quality", "filter", "dedup", "decontaminate", "pii", "tokenizer", "shards"),
-    *("pretrain", "conversations", "sft", "preferences", "reward", "rl", "prefer", "evaluate"),
+    *("pretrain", "conversations", "template", "sft", "preferences", "reward", "rl", "prefer", "evaluate"),
     *("merge", "grow", "upcycle", "quantize"),
 )
 """The stages in the order of the journey; others come after them."""
@@ -296,9 +296,18 @@ def how(spec: str) -> str:
         makers = [f"`caravan {n}`" for n in road() if literal(source("stages", n), "OUTPUT") == kind]
         if makers:
             ways.append("made by " + " or ".join(filter(None, [", ".join(makers[:-1]), makers[-1]])))
+        if maker(kind):
+            ways.append("a file or folder to make it of will do")
         if kind in ("model", "reward"):
             ways.append("a checkpoint folder or hf:ORG/NAME will do")
     return "; ".join(dict.fromkeys(ways)) or "`caravan ls` shows what is there"
+
+
+def maker(kind: str) -> str | None:
+    """The stage that makes this kind from raw files alone."""
+    makers = (n for n in names("stages") if literal(source("stages", n), "OUTPUT") == kind)
+    roles = {n: literal(source("stages", n), "INPUTS") or {} for n in makers}
+    return next((n for n, r in roles.items() if [s for s in r.values() if not optional(s)] == ["raw"]), None)
 
 
 def _versions(folder: str, value: Any) -> dict[str, int]:

@@ -266,7 +266,7 @@ def _encode(
             if message is not None and message.tool_calls:  # and more of the call may follow
                 raise UserError(
                     "the chat template ends tool calls with no token to stop at",
-                    "choose another one (--template chatml writes calls as text)",
+                    "choose another one (`caravan template --template chatml` writes calls as text)",
                 )
             flush()
             stop = tok.end_of_turn if tok.end_of_turn is not None else tok.eos

@@ -195,6 +195,12 @@ class Tokenizer:
         definition, kept = pruning.prune(self._definition, used | self.stop_ids)
         return self._like(definition, None), kept
 
+    def told(self, chat_template: str) -> Tokenizer:
+        """The same vocabulary with another chat template (its text)."""
+        return Tokenizer(
+            self._definition, self._config, chat_template, self._more_stops, original=self.original
+        )
+
     def _like(self, definition: dict[str, Any], original: bytes | None) -> Tokenizer:
         return Tokenizer(definition, self._config, self.chat_template, original=original)
 
@@ -284,22 +290,31 @@ class Tokenizer:
 
 
 def train(
-    texts: Iterable[str], vocab_size: int, min_count: int = 2, kind: Kind = "bpe", coverage: float = 0.9995
+    texts: Iterable[str],
+    vocab_size: int,
+    min_count: int = 2,
+    kind: Kind = "bpe",
+    coverage: float = 0.9995,
+    chat: str = "chatml",
+    special: Sequence[str] = (),
 ) -> Tokenizer:
     """A tokenizer of `vocab_size` ids at most, with ChatML's tokens. Same texts, same tokenizer.
 
     `kind`: `bpe` over bytes; `sentencepiece` and `unigram` of the library of that name; `bytes` needs no
-    text. `vocabulary/training.py` says more. Raises UserError.
+    text. `vocabulary/training.py` says more. `chat`: a built-in template, whose tokens are added; `special`:
+    further special tokens. Raises UserError.
     """
     texts = map(_whole, texts)
+    source = template.builtin(chat)
+    more = [t for t in dict.fromkeys((*template.header(source).needs, *special)) if t not in SPECIALS]
     if kind == "bytes":
-        return Tokenizer(*training.single_bytes(SPECIALS), template.CHATML)
+        return Tokenizer(*training.single_bytes((*SPECIALS, *more)), source)
     if kind == "bpe":
-        return Tokenizer(*training.byte_bpe(texts, vocab_size, SPECIALS, min_count), template.CHATML)
+        return Tokenizer(*training.byte_bpe(texts, vocab_size, (*SPECIALS, *more), min_count), source)
     algorithm: Literal["bpe", "unigram"] = "bpe" if kind == "sentencepiece" else "unigram"
-    turns = (TURN_START, TURN_END)
+    turns = (TURN_START, TURN_END, *more)
     original, definition, config = training.sentencepiece(texts, vocab_size, algorithm, turns, coverage)
-    return Tokenizer(definition, config, template.CHATML, original=original)
+    return Tokenizer(definition, config, source, original=original)
 
 
 def _needs(name: str) -> tuple[str, ...]:

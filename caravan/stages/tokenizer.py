@@ -36,6 +36,11 @@ class Config:
     """What becomes of `base`: more entries for what the corpus holds, or only the entries it uses."""
     coverage: float = 0.9995
     """Share of all characters that get an entry of their own (sentencepiece, unigram, extend)."""
+    template: str = ""
+    """Built-in chat template, by name; of a new vocabulary, its tokens are added. Empty: ChatML, or what
+    `base` has."""
+    special: tuple[str, ...] = ()
+    """Further special tokens of a new vocabulary, such as <think> </think>."""
     min_count: int = 2
     """A pair must occur this often to be merged."""
     sample_bytes: int = 256 << 20
@@ -50,9 +55,18 @@ def run(cfg: Config, inputs: Mapping[str, Artefact], out: Path, rt: Runtime) -> 
     texts = _texts(cfg, corpus, chats, rt)
     about: dict[str, Any] = {}
     if "base" in inputs:
-        tokenizer, about = _changed(cfg, Tokenizer.load(inputs["base"].path), texts, out)
+        if cfg.special:
+            raise UserError("--special is for new vocabularies", "leave it out, or leave --base out")
+        base = Tokenizer.load(inputs["base"].path, cfg.template or None)
+        tokenizer, about = _changed(cfg, base, texts, out)
     else:
-        tokenizer = train(texts, cfg.vocab, cfg.min_count, cfg.kind, cfg.coverage)
+        chat = cfg.template or "chatml"
+        if chat == "encoder" or not all(t.strip() == t and t for t in cfg.special):
+            what = "the encoder template is" if chat == "encoder" else "special tokens with white space are"
+            raise UserError(f"{what} not for a new vocabulary", "see docs/tokenizers.md for those that are")
+        tokenizer = train(
+            texts, cfg.vocab, cfg.min_count, cfg.kind, cfg.coverage, chat=chat, special=cfg.special
+        )
     tokenizer.save(out)
     strict = "base" not in inputs
     measured, used = _measure(cfg, Tokenizer.load(out), corpus, chats, strict)

@@ -322,6 +322,29 @@ def test_scripts(character: str, name: str) -> None:
     assert script(character) == name
 
 
+def test_a_new_vocabulary_has_its_templates_tokens_and_those_asked_for(tmp_path) -> None:
+    store = Store(tmp_path / "store")
+    (tmp_path / "corpus").mkdir()
+    for split in records.SPLITS:
+        with records.packed_writer(tmp_path / "corpus" / f"{split}.jsonl.zst") as file:
+            file.write(records.dump(Document("1", " ".join(EN))))
+    inputs = {"corpus": store.add(tmp_path / "corpus", kind="corpus")}
+    for kind in ("bpe", "bytes"):
+        cfg = tokenizer.Config(vocab=300, kind=kind, template="llama-3", special=("<think>", "<|im_end|>"))
+        tok = Tokenizer.load(stage.execute(store, "tokenizer", cfg, inputs).path)
+        more = ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<think>"]
+        first = tok.special["<|im_end|>"] + 1
+        assert [tok.special[t] for t in more] == [first + k for k in range(4)] and len(tok.special) == 8
+        assert tok.end_of_turn == tok.special["<|eot_id|>"]
+    base = {**inputs, "base": stage.execute(store, "tokenizer", cfg, inputs)}
+    for wrong, said in (({"special": ("<x>",)}, "new vocabularies"), ({"template": "phi-3"}, "needs tokens")):
+        with pytest.raises(UserError, match=said):
+            stage.execute(store, "tokenizer", tokenizer.Config(vocab=400, **wrong), base)
+    for wrong in ({"special": ("a b ",)}, {"template": "encoder"}):
+        with pytest.raises(UserError, match="not for a new vocabulary"):
+            stage.execute(store, "tokenizer", tokenizer.Config(vocab=300, **wrong), inputs)
+
+
 def test_stage_extends_and_prunes(tmp_path) -> None:
     store = Store(tmp_path / "store")
     (tmp_path / "corpus").mkdir()
