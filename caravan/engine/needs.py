@@ -41,15 +41,19 @@ def cache_positions(spec: Spec, wanted: int) -> int:
 
 def regime(spec: Spec) -> Callable[[int], int] | None:
     """How a sequence's length changes the rotary frequencies of all its positions: not at all up to the
-    original context (0); beyond it once (longrope) or with every token (dynamic NTK). None where they never
-    change."""
+    original context (0); beyond it once (longrope), whenever it has doubled (powers), or with every token
+    (dynamic NTK). None where they never change."""
     once = {attn.rope.switch for attn in spec.attns if attn.rope and attn.rope.switch is not None}
     if not once:
         return None
     scaled = [attn.rope for attn in spec.attns if attn.rope and attn.rope.scaling]
     always = min((r.switch or 0 for r in scaled if r.scaling and r.scaling.kind == "dynamic"), default=None)
+    doubled = {r.switch for r in scaled if r.scaling and r.scaling.kind == "powers" and r.switch}
 
     def of_length(n: int) -> int:
-        return n if always is not None and n > always else sum(n > edge for edge in once)
+        if always is not None and n > always:
+            return n
+        doublings = sum(max(-(-n // edge) - 1, 0).bit_length() for edge in doubled)
+        return doublings + sum(n > edge for edge in once)
 
     return of_length

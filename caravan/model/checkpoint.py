@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from caravan import outside
 from caravan.model import families, fp8, keys, rules
+from caravan.model.blank import blank
 from caravan.model.decoder import Decoder
 from caravan.model.filling import fill
 from caravan.model.heads import PooledHead, RewardModel, ScoreHead
@@ -184,7 +185,7 @@ def _build(
 def empty(family: Any, config: Mapping[str, Any], spec: Spec, folder: Path | str) -> Decoder:
     """The module without memory."""
     try:
-        with torch.device("meta"):
+        with blank():
             return getattr(family, "MODULE", Decoder)(spec, str(config["model_type"]), dict(config))
     except (RuntimeError, OverflowError, TypeError) as error:  # sizes whose product no machine can count
         raise UserError(

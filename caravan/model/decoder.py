@@ -22,7 +22,14 @@ from caravan.model import ffn as ffns
 from caravan.model import mixers
 from caravan.model.activations import ACTIVATIONS
 from caravan.model.norms import make_norm
-from caravan.model.positions import Angles, by_length, inverse_frequencies, sinusoid, two_streams
+from caravan.model.positions import (
+    Angles,
+    by_length,
+    inverse_frequencies,
+    log_growth,
+    sinusoid,
+    two_streams,
+)
 from caravan.model.spec import Attn, Layer, Rope, Spec
 
 
@@ -191,7 +198,8 @@ class Decoder(nn.Module):
             elif rope.sections:
                 place_NF = _streams(pos_N, lengths, attend, rope.sections)
             angle_NF = place_NF * inv_F
-            result.append((angle_NF.cos() * factor, angle_NF.sin() * factor))
+            grown = () if rope.log_from is None else (log_growth(pos_N, rope.log_from),)
+            result.append((angle_NF.cos() * factor, angle_NF.sin() * factor, *grown))
         return result
 
     def forward(

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from caravan.model.spec import Rope, RopeScaling
 
-Angles = list[tuple[Tensor, Tensor]]
-"""cos and sin, each [N, F] in fp32, of every distinct Rope of a model."""
+Angles = list[tuple[Tensor, ...]]
+"""cos and sin, each [N, F] in fp32, of every distinct Rope of a model; with `log_from` also the [N, 1, 1]
+factors of its queries."""
 
 
 def inverse_frequencies(rope: Rope) -> tuple[Tensor, float]:
@@ -25,7 +26,7 @@ def inverse_frequencies(rope: Rope) -> tuple[Tensor, float]:
     those of a short sequence.
 
     linear: Chen et al. 2023 (arXiv:2306.15595); llama3: Llama 3 release; yarn: Peng et al. 2023
-    (arXiv:2309.00071); dynamic, longrope: see `by_length`.
+    (arXiv:2309.00071); dynamic, powers, longrope: see `by_length`.
     """
     if rope.sections:
         parts = [_plain(2 * count, rope.theta) for count in rope.sections]
@@ -34,7 +35,7 @@ def inverse_frequencies(rope: Rope) -> tuple[Tensor, float]:
         return inv_F.half().float() if rope.fp16_frequencies else inv_F, 1.0
     inv_F = _plain(rope.dim, rope.theta)
     scaling = rope.scaling
-    if scaling is None or scaling.kind == "dynamic":
+    if scaling is None or scaling.kind in ("dynamic", "powers"):
         return inv_F, 1.0
     if scaling.kind == "linear":
         return inv_F / scaling.factor, 1.0
@@ -89,8 +90,9 @@ def _yarn(rope: Rope, scaling: RopeScaling, inv_F: Tensor) -> tuple[Tensor, floa
 def by_length(rope: Rope, pos_N: Tensor, lengths: Sequence[int]) -> tuple[Tensor, float]:
     """[N, F] angles per position of a Rope whose frequencies depend on the sequence's length L, which is the
     last position of each segment plus one. dynamic (NTK-aware scaling with the current length): base times
-    (s L / C - (s - 1))^(d / (d - 2)) beyond the original context C; longrope (Ding et al. 2024,
-    arXiv:2402.13753): other divisors beyond it.
+    (s L / C - (s - 1))^(d / (d - 2)) beyond the original context C; powers (Bai et al. 2023,
+    arXiv:2309.16609): (2^(k + 1) - 1)^(d / (d - 2)) with 2^k C the least such length that holds L; longrope
+    (Ding et al. 2024, arXiv:2402.13753): other divisors beyond it.
 
     A sequence that grows past C is rotated by other numbers than its shorter beginnings were: such models are
     not causally consistent, by design.
@@ -107,10 +109,18 @@ def by_length(rope: Rope, pos_N: Tensor, lengths: Sequence[int]) -> tuple[Tensor
         )
         divisors_NF = torch.where(length_N1 > scaling.original_context, long_F, short_F)
         return inv_F / divisors_NF, _longrope_factor(scaling)
-    over_N1 = (length_N1 / scaling.original_context).clamp(min=1.0)
-    stretch_N1 = scaling.factor * over_N1 - (scaling.factor - 1)
+    if scaling.kind == "powers":
+        stretch_N1 = 2 * (length_N1 / scaling.original_context).ceil().log2().ceil().exp2() - 1
+    else:
+        over_N1 = (length_N1 / scaling.original_context).clamp(min=1.0)
+        stretch_N1 = scaling.factor * over_N1 - (scaling.factor - 1)
     exponent_F = torch.arange(0, rope.dim, 2, device=pos_N.device) / (rope.dim - 2)
     return inv_F / stretch_N1**exponent_F, 1.0
+
+
+def log_growth(pos_N: Tensor, log_from: int) -> Tensor:
+    """[N, 1, 1] fp32 factors of queries: ln(p + 1) / ln(log_from) at positions p >= log_from, 1 before."""
+    return ((pos_N + 1).clamp(min=log_from).float().log() / math.log(log_from))[:, None, None]
 
 
 def two_streams(pos_N: Tensor, lengths: Sequence[int], prefix: Sequence[int]) -> Tensor:

@@ -35,7 +35,7 @@ class Norm:
 class RopeScaling:
     """A stretched rotary embedding, for contexts longer than the one trained first."""
 
-    kind: Literal["linear", "dynamic", "llama3", "yarn", "longrope"]
+    kind: Literal["linear", "dynamic", "powers", "llama3", "yarn", "longrope"]
     factor: float = 1.0
     """By how much the context grows."""
     original_context: int = 0
@@ -80,11 +80,14 @@ class Rope:
     streams the first is min(position, prefix - 1), the second max(position - prefix + 1, 0)."""
     fp16_frequencies: bool = False
     """Angles per position were rounded to fp16 when the model was trained."""
+    log_from: int | None = None
+    """The query at position p >= this is multiplied by ln(p + 1) / ln(this), as attention spreads over more
+    keys (Su 2021, kexue.fm/archives/8823)."""
 
     @property
     def switch(self) -> int | None:
         """Length beyond which the frequencies depend on the sequence's own length, or None."""
-        by_length = self.scaling is not None and self.scaling.kind in ("dynamic", "longrope")
+        by_length = self.scaling is not None and self.scaling.kind in ("dynamic", "powers", "longrope")
         return self.scaling.original_context if by_length and self.scaling else None
 
 

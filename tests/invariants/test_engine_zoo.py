@@ -100,6 +100,7 @@ ZOO: dict[str, Spec] = {
     "two streams": of(*(replace(ATTN, rope=Rope(dim=8, sections=(2, 2))),) * 2, prefix_token=BEGIN),
     "longrope": of(*(stretched("longrope"),) * 2),
     "dynamic": of(*(stretched("dynamic"),) * 2),
+    "powers": of(*(replace(stretched("powers"), rope=replace(stretched("powers").rope, log_from=20)),) * 2),
     "capped head": of(ATTN, tie=False, head_bias=True, logit_scale=0.3, logit_softcap=2.0, head_norm=True),
 }
 _LATENT = MLA(q_rank=12, kv_rank=10, nope=6, rope=4, v=5)
@@ -296,7 +297,7 @@ def test_recurrent_models_share_nothing() -> None:
     assert engine.stats()["cached_tokens"] == 0 and not engine.lanes.pool
 
 
-@pytest.mark.parametrize("name", ["longrope", "dynamic"])
+@pytest.mark.parametrize("name", ["longrope", "dynamic", "powers"])
 def test_prompts_beyond_the_original_context(name: str) -> None:
     model = build(ZOO[name])
     asked = [list(range(50)), list(range(43)), list(range(50)), [5, *range(48)]]

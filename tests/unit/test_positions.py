@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
+from caravan.engine import needs
 from caravan.kernels.attention import Segments
 from caravan.model import sizes
-from caravan.model.positions import by_length, inverse_frequencies, sinusoid, two_streams
+from caravan.model.positions import by_length, inverse_frequencies, log_growth, sinusoid, two_streams
 from caravan.model.spec import FFN, Attn, Layer, Norm, Rope, RopeScaling, Spec
 
 PLAIN = 1.0 / 1e4 ** (torch.arange(0, 8, 2) / 8)
@@ -66,6 +68,27 @@ def test_dynamic_frequencies_stretch_with_the_length() -> None:
         assert torch.allclose(at_length(DYNAMIC, length), PLAIN)
     theta = 1e4 * (2 * 15 / 10 - 1) ** (8 / 6)
     assert torch.allclose(at_length(DYNAMIC, 15), 1.0 / theta ** (torch.arange(0, 8, 2) / 8))
+
+
+def test_powers_stretch_when_the_length_has_doubled() -> None:
+    rope = replace(DYNAMIC, scaling=RopeScaling(kind="powers", original_context=10))
+    for length, stretch in {1: 1, 10: 1, 11: 3, 20: 3, 21: 7, 40: 7, 41: 15, 10 * 2**12: 2**13 - 1}.items():
+        theta = 1e4 * stretch ** (8 / 6)
+        assert torch.allclose(at_length(rope, length), 1.0 / theta ** (torch.arange(0, 8, 2) / 8)), length
+        regime = needs.regime(spec_of(rope))
+        assert regime is not None and (regime(length) == regime(length - 1)) != (length in (11, 21, 41))
+
+
+def test_queries_grow_with_the_logarithm_of_their_position() -> None:
+    grown = log_growth(torch.arange(40), 10)
+    assert grown.shape == (40, 1, 1) and grown[:10].unique().tolist() == [1.0]
+    assert grown[10].item() == pytest.approx(math.log10(11))
+    assert grown[39].item() == pytest.approx(math.log10(40))
+
+
+def spec_of(rope: Rope) -> Spec:
+    layer = Layer(attn=Attn(n_head=1, n_kv=1, head_dim=8, rope=rope), norm=Norm())
+    return Spec(vocab=5, d=8, layers=(layer,), final_norm=None, max_pos=80)
 
 
 def test_longrope_switches_beyond_the_original_context() -> None:

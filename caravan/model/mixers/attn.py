@@ -35,7 +35,8 @@ class Attention(nn.Module):
         self.qn = make_norm(_gain(attn, attn.n_head), attn.qk_norm) if attn.qk_norm else None
         self.kn = make_norm(_gain(attn, attn.n_kv), attn.qk_norm) if attn.qk_norm else None
         self.project = self._project(attn)
-        self.heads = self._heads(attn)
+        self.turned = self._heads(attn)
+        self.heads = self._grown if attn.rope and attn.rope.log_from else self.turned
         self.turn = self._turn_wide if attn.rope and attn.rope.fp32 else self._turn
 
     @property
@@ -71,7 +72,12 @@ class Attention(nn.Module):
         return self._normed_whole(x_ND).clamp(-self.attn.clip_qkv, self.attn.clip_qkv)
 
     def _rotated(self, qkv: Tensor, angles: Angles) -> Heads:
-        return split_rotate(qkv, *angles[self.rope], self.attn.n_head, self.attn.n_kv)  # type: ignore[index]
+        cos_NF, sin_NF = angles[self.rope][:2]  # type: ignore[index]
+        return split_rotate(qkv, cos_NF, sin_NF, self.attn.n_head, self.attn.n_kv)
+
+    def _grown(self, qkv: Tensor, angles: Angles) -> Heads:
+        q_NHE, k_NKE, v_NKE = self.turned(qkv, angles)
+        return q_NHE * angles[self.rope][2].to(q_NHE.dtype), k_NKE, v_NKE  # type: ignore[index]
 
     def _rotated_wide(self, qkv: Tensor, angles: Angles) -> Heads:
         q_NHE, k_NKE, v_NKE = qkv.split(self.split, 1)
@@ -89,11 +95,11 @@ class Attention(nn.Module):
         return self.qn(q_NHE), self.kn(k_NKE), v_NKE  # type: ignore[misc]
 
     def _turn(self, x: Tensor, angles: Angles) -> Tensor:
-        return rotate(x, *angles[self.rope])  # type: ignore[index]
+        return rotate(x, *angles[self.rope][:2])  # type: ignore[index]
 
     def _turn_wide(self, x: Tensor, angles: Angles) -> Tensor:
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        return rotate(wide, *angles[self.rope]).to(x.dtype)  # type: ignore[index]
+        return rotate(wide, *angles[self.rope][:2]).to(x.dtype)  # type: ignore[index]
 
     def forward(self, x_ND: Tensor, index: int, angles: Angles, attend: Any) -> Tensor:
         qkv = self.project(x_ND).view(x_ND.shape[0], -1, self.attn.head_dim)
