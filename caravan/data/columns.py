@@ -13,6 +13,7 @@ from __future__ import annotations
 import mmap
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ HELD_BYTES = 4 << 20
 _FAULT_BYTES = 64 << 10
 """The kernel maps up to 16 pages around the one that was asked for."""
 _CHUNK = 1 << 16
+_BLOCK = 1 << 12
 
 
 class Column:
@@ -35,6 +37,7 @@ class Column:
         self._count = self._touched = 0
         self._held = held_bytes
         self._map: mmap.mmap | None = None
+        self._first: np.ndarray | None = None  # of every block, for `search`
         self._rows = np.zeros(self._shape(0), self.dtype)
 
     @classmethod
@@ -61,6 +64,7 @@ class Column:
         rows = np.ascontiguousarray(values, self.dtype)
         assert rows.shape[1:] == self._shape(0)[1:], "rows of another width"
         self._unmap()
+        self._first = None
         self._file.write(rows.tobytes())
         self._count += len(rows)
 
@@ -99,19 +103,28 @@ class Column:
         for part in self._parts(places):
             np.add.at(self._rows, places[part], 1)
 
+    def runs(self, places: np.ndarray, count: int) -> np.ndarray:
+        """[P, count]: the rows from each place on."""
+        out = np.empty((len(places), count), self.dtype)
+        steps = np.arange(count)
+        for part in self._parts(places):
+            out[part] = self._rows[places[part][:, None] + steps]
+        return out
+
     def search(self, values: np.ndarray) -> np.ndarray:
         """int64 [P]: how many rows are not larger than each value. For columns that ascend."""
-        self._mapped()
-        out = np.empty(len(values), np.int64)
-        if not self._count:
-            out[:] = 0
-            return out
-        # A search looks at a page per halving; near values share all but the last few.
-        size = max(1, self._held // (16 * _FAULT_BYTES)) if self._rows.nbytes > self._held else len(values)
-        for at in range(0, len(values), max(1, size)):
-            part = values[at : at + size]
-            out[at : at + size] = np.searchsorted(self._rows, part, side="right")
-            self._trim(16 * _FAULT_BYTES * len(part))
+        if self._first is None:
+            firsts = [part[::_BLOCK] for _, part in self.chunks(16 * _BLOCK)]
+            self._first = np.concatenate([np.zeros(0, self.dtype), *firsts])
+        block = np.searchsorted(self._first, values, side="right") - 1
+        out = np.zeros(len(values), np.int64)
+        order = np.argsort(block, kind="stable")
+        edges = np.flatnonzero(np.diff(block[order], prepend=-2)).tolist()
+        for start, stop in pairwise([*edges, len(order)]):
+            inside = order[start:stop]
+            at = int(block[inside[0]]) * _BLOCK
+            if at >= 0:  # else before the first row
+                out[inside] = at + np.searchsorted(self[at : at + _BLOCK], values[inside], side="right")
         return out
 
     def close(self) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import heapq
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
+from itertools import chain, groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -72,18 +74,18 @@ def run(cfg: Config, inputs: Mapping[str, Artefact], out: Path, rt: Runtime) -> 
     facts = _documents(cfg, setting, corpus, folder, found, rt)
     if cfg.semantic:
         facts["semantic"] = _semantic(cfg, inputs, found, rt)
-    spans: dict[int, list[_Copied]] = {}
-    for unit, count in (("tokens", cfg.substring), ("sentences", cfg.sentences)):
-        if count:
-            _spans(cfg, _Units(unit), count, corpus, folder, found, rt, spans)
+    asked = (("tokens", cfg.substring), ("sentences", cfg.sentences))
+    spans = _by_text([_spans(cfg, _Units(u), n, corpus, folder, found, rt) for u, n in asked if n])
     with rewrite.Rewrite(out) as files, records.packed_writer(out / "spans.jsonl.zst") as cuts:
         tally: Counter[str] = Counter()
+        copied, own = next(spans, (-1, []))
         rows = enumerate(rewrite.read(corpus.path))
         for (place, (split, document)), gone in zip(rows, found.verdicts(), strict=True):
             if gone:
                 files.remove(document, gone[0], kept=gone[1])
-            elif place in spans:
-                _cut(cfg, split, document, spans[place], found.ids, files, cuts, tally)
+            elif place == copied:
+                _cut(cfg, split, document, own, found.ids, files, cuts, tally)
+                copied, own = next(spans, (-1, []))
             else:
                 files.keep(split, document)
     return {
@@ -271,10 +273,9 @@ _Copied = tuple[_Units, Span]
 
 
 def _spans(
-    cfg: Config, cut: _Units, count: int, corpus: Artefact, folder: Path, found: _Copies, rt: Runtime,
-    out: dict[int, list[_Copied]],
-) -> None:  # fmt: skip
-    """Add the spans that are copies, among the texts that stay: place in the corpus -> spans. Those of tokens
+    cfg: Config, cut: _Units, count: int, corpus: Artefact, folder: Path, found: _Copies, rt: Runtime
+) -> Iterator[tuple[int, _Copied]]:
+    """(place in the corpus, span that is a copy) among the texts that stay, places ascending. Spans of tokens
     and of sentences are looked for in the same texts, and the best ranked text that has a passage keeps it,
     so that both together lose nothing."""
     places, ranks = Column(folder, np.int64), dedup.Ranks(folder)
@@ -288,10 +289,17 @@ def _spans(
         for part, begins in parts:
             search.add(part, begins)
         rt.report(search.tokens, 0, cut.unit)
-    for span in search.found(ranks):
+    for span in search.spans(ranks):
         place, origin = places.take(np.array([span.place, span.origin])).tolist()
-        out.setdefault(place, []).append((cut, replace(span, origin=origin)))
-    search.close()
+        yield place, (cut, replace(span, origin=origin))
+    for one in (search, ranks, places):
+        one.close()
+
+
+def _by_text(found: Sequence[Iterator[tuple[int, _Copied]]]) -> Iterator[tuple[int, list[_Copied]]]:
+    """(place, its spans), places ascending; those found first before the others."""
+    every = heapq.merge(*found, key=itemgetter(0))
+    return ((place, [span for _, span in rows]) for place, rows in groupby(every, itemgetter(0)))
 
 
 def _cut(

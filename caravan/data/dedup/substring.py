@@ -8,7 +8,8 @@ anything is removed. A false friend by hash cannot remove anything, and no true 
 
 The tokens of a text are its words, marks and, in scripts without spaces, characters (`units.EVERYTHING`), so
 that two spans are the same if they differ in white space alone. On disk: 8 bytes per token for its hash, 8
-for its place, 4 per character to compare, 16 per token while sorting.
+for its place, 4 per character to compare, 16 per token while sorting, 16 per window that is a copy. Nothing
+in memory grows with the texts or with the copies found.
 
 Whole sentences may be the tokens instead (`add(cut, begins_U)`): with a span of three this is C4's rule
 (Raffel et al. 2020, section 2.2: "we discarded all but one of any three-sentence span occurring more than
@@ -18,12 +19,14 @@ Legend: T tokens of all texts, D texts, W windows found more than once."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 
+from caravan.data.columns import Column
 from caravan.data.dedup.keepers import Ranks
 from caravan.data.dedup.units import Units, joined, windows
 
@@ -50,9 +53,8 @@ class Spans:
 
     def __init__(self, folder: Path, span: int = SPAN, memory_bytes: int = 1 << 30) -> None:
         self._folder, self._span, self._memory = folder, span, memory_bytes
-        names = ("tokens", "starts", "codes")
-        self._files = {n: open(folder / f"span.{n}", "wb") for n in names}  # noqa: SIM115  (closed by close())
-        self._ends: list[np.ndarray] = []
+        self._tokens, self._starts = Column(folder, np.uint64), Column(folder, np.int64)
+        self._codes, self._ends = Column(folder, np.uint32), Column(folder, np.int64)
         self.tokens = self._chars = 0
 
     def add(self, cut: Units, begins_U: np.ndarray | None = None) -> None:
@@ -68,34 +70,45 @@ class Spans:
         if begins_U is not None:
             first = np.flatnonzero(begins_U)
             hashes, starts, ends = joined(hashes, first), starts[first], np.searchsorted(first, ends)
-        for name, column in (("tokens", hashes), ("starts", starts), ("codes", codes.astype(np.uint32))):
-            self._files[name].write(column.tobytes())
-        self._ends.append(ends + self.tokens)
+        self._tokens.add(hashes)
+        self._starts.add(starts)
+        self._codes.add(codes.astype(np.uint32))
+        self._ends.add(ends + self.tokens)
         self.tokens += len(hashes)
         self._chars += int(size.sum())
 
     def found(self, ranks: Ranks) -> list[Span]:
+        """`spans` at once."""
+        return list(self.spans(ranks))
+
+    def spans(self, ranks: Ranks) -> Iterator[Span]:
         """All spans that are copies, by text and place. Spans of a text do not overlap."""
-        self._files["starts"].write(np.int64(self._chars).tobytes())
-        for file in self._files.values():
-            file.flush()
         if self.tokens < self._span:
-            return []
-        search = _Search(
-            self._folder / "span.tokens",
-            np.memmap(self._folder / "span.tokens", np.uint64, "r"),
-            np.memmap(self._folder / "span.starts", np.int64, "r"),
-            np.memmap(self._folder / "span.codes", np.uint32, "r"),
-            np.concatenate(self._ends),
-            ranks.position(),
-            self._span,
-        )
+            return
+        self._starts.add([self._chars])
+        search = _Search(self._tokens, self._starts, self._codes, self._ends, ranks, self._span)
         small = min(self._memory, _CACHED_BYTES)  # sorting is faster in parts, too
         parts = max(1, -(-self.tokens * _SORT_BYTES // max(1, small)))
-        pairs = [search.copies(hashes, places) for hashes, places in self._parted(search, parts)]
-        copy, kept = (np.concatenate([pair[side] for pair in pairs]) for side in (0, 1))
-        order = np.argsort(copy)
-        return search.spans(copy[order], kept[order])
+        copy, kept = Column(self._folder, np.int64), Column(self._folder, np.int64)
+        for hashes, places in self._parted(search, parts):
+            for column, found in zip((copy, kept), search.copies(hashes, places), strict=True):
+                column.add(found)
+        yield from search.spans(self._ascending(copy, kept))
+        copy.close()
+        kept.close()
+
+    def _ascending(self, copy: Column, kept: Column) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """(windows that are copies, the window that stays for each), in ranges of places."""
+        ranges = max(1, -(-len(copy) * _SORT_BYTES // max(1, self._memory)))
+        edges = [self.tokens * r // ranges for r in range(ranges + 1)]
+        for low, high in pairwise(edges):
+            rows = [(np.zeros(0, np.int64), np.zeros(0, np.int64))]
+            for at, part in copy.chunks():
+                inside = np.flatnonzero((part >= low) & (part < high))
+                rows.append((part[inside], kept.take(inside + at)))
+            copies, stays = (np.concatenate([row[side] for row in rows]) for side in (0, 1))
+            order = np.argsort(copies)
+            yield copies[order], stays[order]
 
     def _parted(self, search: _Search, parts: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """(hashes, places) of all windows, those with equal hashes together, in parts that fit into
@@ -127,36 +140,31 @@ class Spans:
 
     def close(self) -> None:
         """Remove the files."""
-        for name, file in self._files.items():
-            file.close()
-            (self._folder / f"span.{name}").unlink(missing_ok=True)
+        for column in (self._tokens, self._starts, self._codes, self._ends):
+            column.close()
 
 
 @dataclass(frozen=True, slots=True)
 class _Search:
-    path: Path
-    tokens_T: np.ndarray
-    """uint64, a memory map of `path`, for the few places that are looked at."""
-    starts_T: np.ndarray
+    tokens: Column
+    """uint64 [T]: hash of each token."""
+    starts: Column
     """int64 [T + 1]: where each token begins among the characters, white space left out."""
-    codes: np.ndarray
-    ends_D: np.ndarray
-    """int64: one past the last token of each text."""
-    rank_D: np.ndarray
-    """int64: 0 is the text that keeps what it shares with any other."""
+    codes: Column
+    """uint32: the characters."""
+    ends: Column
+    """int64 [D]: one past the last token of each text."""
+    ranks: Ranks
+    """Of the texts: the best keeps what it shares with any other."""
     span: int
 
     def windows(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """(hashes uint64, places int64) of every `span` tokens in a row of one text."""
-        for at in range(0, len(self.tokens_T), _CHUNK):
-            # Read, not mapped: mapped pages count as memory of this process.
-            tokens = np.fromfile(self.path, np.uint64, _CHUNK + self.span - 1, offset=8 * at)
-            hashes = windows(tokens, self.span)
-            first, last = np.searchsorted(self.ends_D, (at, at + _CHUNK + self.span), side="right")
-            ends = self.ends_D[first:last]  # texts that end within reach
-            begins = (
-                np.concatenate([self.ends_D[max(0, first - 1) : first], ends[:-1]]) if len(ends) else ends
-            )
+        for at in range(0, len(self.tokens), _CHUNK):
+            hashes = windows(self.tokens[at : at + _CHUNK + self.span - 1], self.span)
+            first, last = self.ends.search(np.array([at, at + _CHUNK + self.span])).tolist()
+            ends = self.ends[first:last]  # texts that end within reach
+            begins = np.concatenate([self.ends[max(0, first - 1) : first], ends[:-1]]) if len(ends) else ends
             begins = np.concatenate([np.zeros(len(ends) - len(begins), np.int64), begins])
             edge = np.zeros(len(hashes) + 1, np.int64)
             low = np.clip(np.maximum(begins, ends - self.span + 1) - at, 0, len(hashes))
@@ -173,8 +181,7 @@ class _Search:
         np.equal(ordered[1:], ordered[:-1], out=same[1:-1])
         shared = order[same[1:] | same[:-1]]
         hashes, places = hashes[shared], places[shared]
-        rank = self.rank_D[np.searchsorted(self.ends_D, places, side="right")]
-        order = np.lexsort((places, rank, hashes))
+        order = np.lexsort((places, *self.ranks.keys(self.ends.search(places)), hashes))
         hashes, places = hashes[order], places[order]
         new = np.ones(len(order), np.bool_)
         np.not_equal(hashes[1:], hashes[:-1], out=new[1:])
@@ -188,7 +195,7 @@ class _Search:
         found = [(places[fine], places[first[fine]])]
         for group in mixed:
             members = places[first == group]
-            rows = self.tokens_T[members[:, None] + np.arange(self.span)]
+            rows = self.tokens.runs(members, self.span)
             _, best, which = np.unique(rows, axis=0, return_index=True, return_inverse=True)
             stays = members[best[which.ravel()]]
             found.append((members[members != stays], stays[members != stays]))
@@ -197,52 +204,67 @@ class _Search:
     def _equal(self, a_W: np.ndarray, b_W: np.ndarray, chunk: int = 1 << 14) -> np.ndarray:
         """bool: windows whose tokens are equal pairwise."""
         out = np.ones(len(a_W), np.bool_)
-        steps = np.arange(self.span)
         for at in range(0, len(a_W), chunk):
-            a, b = a_W[at : at + chunk, None] + steps, b_W[at : at + chunk, None] + steps
-            out[at : at + chunk] = (self.tokens_T[a] == self.tokens_T[b]).all(axis=1)
+            part = slice(at, at + chunk)
+            rows = (self.tokens.runs(places[part], self.span) for places in (a_W, b_W))
+            out[part] = np.equal(*rows).all(axis=1)
         return out
 
-    def spans(self, copy_W: np.ndarray, kept_W: np.ndarray) -> list[Span]:
+    def spans(self, pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> Iterator[Span]:
         """Windows, ascending, joined to spans; character by character the same as what they are copies of."""
-        out: list[Span] = []
-        if not len(copy_W):
-            return out
-        breaks = np.flatnonzero((np.diff(copy_W) != 1) | (np.diff(kept_W) != 1)) + 1
-        edges = np.concatenate([[0], breaks, [len(copy_W)]])
-        for a, b in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True):
-            copy, kept, count = int(copy_W[a]), int(kept_W[a]), b - a
+        waiting: list[Span] = []  # of one text
+        for copy, kept, count in _runs(pairs):
             if self._same(copy, kept, count + self.span - 1):
-                self._note(out, copy, kept, count)
-                continue
-            for k in range(count):
-                if self._same(copy + k, kept + k, self.span):
-                    self._note(out, copy + k, kept + k, 1)
-        return _disjoint(out)
+                found = [self._found(copy, kept, count)]
+            else:
+                alike = (k for k in range(count) if self._same(copy + k, kept + k, self.span))
+                found = [self._found(copy + k, kept + k, 1) for k in alike]
+            for span in found:
+                if waiting and waiting[-1].place != span.place:
+                    yield from _disjoint(waiting)
+                    waiting = []
+                waiting.append(span)
+        yield from _disjoint(waiting)
 
     def _same(self, a: int, b: int, count: int) -> bool:
-        starts, codes = self.starts_T, self.codes
+        starts, codes = self.starts, self.codes
         rows_a, rows_b = starts[a : a + count + 1], starts[b : b + count + 1]
         return bool(
             np.array_equal(rows_a - rows_a[0], rows_b - rows_b[0])
             and np.array_equal(codes[rows_a[0] : rows_a[-1]], codes[rows_b[0] : rows_b[-1]])
         )
 
-    def _note(self, out: list[Span], copy: int, kept: int, count: int) -> None:
-        place, origin = (int(p) for p in np.searchsorted(self.ends_D, (copy, kept), side="right"))
-        begin = int(self.ends_D[place - 1]) if place else 0
-        begin_origin = int(self.ends_D[origin - 1]) if origin else 0
+    def _found(self, copy: int, kept: int, count: int) -> Span:
+        place, origin = self.ends.search(np.array([copy, kept])).tolist()
+        begin, begin_origin = (int(self.ends[p - 1 : p][0]) if p else 0 for p in (place, origin))
         start, stop = copy - begin, copy - begin + count + self.span - 1
         # A refrain overlaps itself: what the first copy is made of stays.
         low = max(start, kept - begin + self.span) if place == origin else start
-        if low < stop:
-            out.append(Span(place, low, stop, origin, kept - begin_origin + low - start))
+        return Span(place, low, stop, origin, kept - begin_origin + low - start)
+
+
+def _runs(pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> Iterator[tuple[int, int, int]]:
+    """(copy, kept, windows) of windows that follow each other on both sides."""
+    held: tuple[int, int, int] | None = None
+    for copy_W, kept_W in pairs:
+        breaks = np.flatnonzero((np.diff(copy_W) != 1) | (np.diff(kept_W) != 1)) + 1
+        edges = [0, *breaks.tolist(), len(copy_W)] if len(copy_W) else []
+        for a, b in pairwise(edges):
+            copy, kept = int(copy_W[a]), int(kept_W[a])
+            if held and (copy, kept) == (held[0] + held[2], held[1] + held[2]):  # cut by a range's edge
+                held = *held[:2], held[2] + b - a
+                continue
+            if held:
+                yield held
+            held = copy, kept, b - a
+    if held:
+        yield held
 
 
 def _disjoint(spans: list[Span]) -> list[Span]:
-    """The same tokens by text and place, each in one span."""
+    """The same tokens by text and place, each in one span; one of no tokens is gone."""
     out: list[Span] = []
-    for span in sorted(spans, key=lambda s: (s.place, s.start, s.stop)):
+    for span in sorted((s for s in spans if s.start < s.stop), key=lambda s: (s.place, s.start, s.stop)):
         behind = out[-1].stop - span.start if out and out[-1].place == span.place else 0
         if behind > 0:
             if span.start + behind >= span.stop:
