@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from caravan.model.blank import blank
 from caravan.model.decoder import Decoder
 from caravan.types import UserError
 
@@ -40,7 +41,7 @@ def resize(model: Decoder, sources: Sequence[Sequence[int]], rows: int) -> Decod
     if at is not None and (at >= len(sources) or list(sources[at]) != [at]):
         raise UserError(f"id {at} ends the prefix of this model and must keep its place")
     changed = replace(spec, vocab=rows)
-    with torch.device("meta"):
+    with blank():
         result = Decoder(changed, model.family, model.config)
     own = {name: p.detach() for name, p in model.named_parameters()}
     new = {name: grown(p, sources, rows) if name in TABLES else p.clone() for name, p in own.items()}

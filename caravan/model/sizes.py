@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from caravan.model.blank import blank
 from caravan.model.decoder import Decoder
 from caravan.model.spec import FFN, Attn, Layer, Norm, Rope, Spec
 from caravan.types import UserError
@@ -163,7 +164,7 @@ def initialise(model: nn.Module, seed: int) -> None:
 
 def fresh(spec: Spec, seed: int, family: str = "llama", dtype: torch.dtype = torch.float32) -> Decoder:
     """A new Decoder with seeded weights."""
-    with torch.device("meta"):
+    with blank():
         model = Decoder(spec, family)
     model = model.to_empty(device="cpu").to(dtype)
     initialise(model, seed)

@@ -16,6 +16,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from caravan.model.blank import blank
 from caravan.model.decoder import Decoder
 from caravan.model.spec import FFN, MoE, Spec
 from caravan.types import UserError
@@ -142,7 +143,7 @@ def _made(
     draw: torch.Generator,
 ) -> Decoder:
     """The new model: FFNs through `experts`, fresh routers, all other weights copied."""
-    with torch.device("meta"):
+    with blank():
         result = Decoder(spec, FAMILIES[model.family], model.config)
     old = {name: p.detach() for name, p in model.named_parameters()}
     new = {name: p.clone() for name, p in old.items() if ".ffn." not in name}

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from caravan.algos.optim import layout
+from caravan.model.blank import blank
 from caravan.model.checkpoint import wide_names
 from caravan.model.decoder import Decoder
 from caravan.model.heads import RewardModel
@@ -161,7 +162,7 @@ def training(model: Decoder) -> dict[str, Item]:
         "pretrain, sft in fp32": trainee(model, precision="fp32"),
     }
     found["prefer (DPO and kin)"] = trainee(model)
-    with torch.device("meta"):
+    with blank():
         critic = RewardModel(Decoder(replace(model.spec, head=False), model.family))
     policy, value = trainee(model), trainee(critic)
     frozen = weights(model)["bf16"].bytes, weights(critic)["bf16"].bytes

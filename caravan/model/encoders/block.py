@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
 from caravan.model import ffn
+from caravan.model.blank import blank
 from caravan.model.encoders.rows import Rows, attention
 from caravan.model.norms import make_norm
 from caravan.model.spec import Layer
@@ -58,5 +58,5 @@ class Block(nn.Module):
 
 def weights(module: type[nn.Module], spec: object) -> int:
     """Number of weights of a module made from a spec, without making them."""
-    with torch.device("meta"):
+    with blank():
         return sum(p.numel() for p in module(spec).parameters())
