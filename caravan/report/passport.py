@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from caravan.report import draw, page, read
+from caravan.report import chats, draw, page, read
 from caravan.report.page import duration, size
 from caravan.store import Artefact, Store
 
@@ -132,6 +132,7 @@ def _facts(
         "table": [[_cell(row.get(column)) for column in _columns(cells)] for row in cells],
         "stages": [_stage(art, names) for art in road if art.manifest.get("stage") != "add"],
         "sources": [_source(art) for art in road if art.manifest.get("stage") == "add"],
+        "chats": [chats.section(art, names[read.key_of(art)]) for art in road if art.kind in chats.KINDS],
         "samples": read.samples(evaluations, names),
         "removed": read.removed(road, names),
         "costs": _costs(road, names),

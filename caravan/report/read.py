@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -138,12 +139,27 @@ def removed(artefacts: Sequence[Artefact], names: Mapping[str, str]) -> list[Rem
                 out.append(
                     Removed(label=name, rule=str(rule), count=int(count), example=clip(text_of(first), 200))
                 )
+        elif by_rule:  # of chats: the list itself says more
+            counts: Counter[str] = Counter()
+            first_of: dict[str, Mapping[str, Any]] = {}
+            for row in rows(art / "removed.jsonl"):
+                counts[rule := str(row.get("rule", ""))] += 1
+                first_of.setdefault(rule, row)
+            out += [
+                Removed(label=name, rule=rule, count=count, example=clip(_why(first_of[rule]), 200))
+                for rule, count in counts.items()
+            ]
         if count := facts.get("quarantined"):
             first = (facts.get("quarantined_first") or [""])[0]
             out.append(
                 Removed(label=name, rule="malformed", count=int(count), example=clip(text_of(first), 200))
             )
     return sorted(out, key=lambda row: (-row.count, row.label, row.rule))
+
+
+def _why(row: Mapping[str, Any]) -> str:
+    """A line of a removal list in words."""
+    return f"{row.get('id', '')} {row.get('reason', '')}: {text_of(row.get('text', ''))}"
 
 
 def samples(evaluations: Sequence[Artefact], names: Mapping[str, str]) -> list[Sample]:

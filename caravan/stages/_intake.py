@@ -128,17 +128,20 @@ class Shelf:
             setting = Setting(similarity=self._cfg.similarity)
             self._near = NearDuplicates(_folder(self.work / f"{name}-near"), setting, _MEMORY)
         self._ranks = Ranks()
+        self._ids: list[str] = []
         self._held: dict[int, set[int]] = {}
         self._looked = 0
 
-    def add(self, line: bytes, digest: str, key: str, forced: str, text: str) -> bool:
-        """Keep a line unless an equal one (by `digest`) is here; `key` decides the split, `text` is what near
-        duplicates and benchmark questions are looked for in. Returns whether it is new."""
+    def add(self, line: bytes, name: str, digest: str, key: str, forced: str, text: str) -> bool:
+        """Keep a line unless an equal one (by `digest`) is here; `name` is its id, `key` decides the split,
+        `text` is what near duplicates and benchmark questions are looked for in. Says whether it is new."""
         if digest in self._known:
             self.counts["duplicates"] += 1
             return False
         self._known.add(digest)
         self._spool.add(line, key, forced)
+        if self._near is not None:
+            self._ids.append(name)
         self._ranks.add([int(digest[:16], 16)], [len(text)], [forced == "heldout"])
         self._waiting.append(text)
         if len(self._waiting) >= _BATCH:
@@ -213,7 +216,7 @@ class Shelf:
         self._near.close()
         (self.work / f"{self.name}-near").rmdir()
         return {
-            int(a): f"resembles record {int(b) + 1} of those kept ({share:.2f})"
+            int(a): f"resembles {self._ids[int(b)]}, which stays ({share:.2f})"
             for a, b, share in zip(copies, stays, alike, strict=True)
         }
 

@@ -17,7 +17,7 @@ from caravan.types import Conversation
 INPUTS = {"raw": "raw", "benchmarks": "raw?"}
 OUTPUT = "conversations"
 USES: dict[str, str] = {}
-VERSION = 2
+VERSION = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,8 @@ def run(cfg: Config, inputs: Mapping[str, Artefact], out: Path, rt: Runtime) -> 
         digest = records.digest_of(*records.words_of(messages))
         conversation = replace(conversation, id=conversation.id or digest[:16])
         text = "\n".join(m.content for m in messages if m.role != "system")
-        if shelf.add(records.dump(conversation), digest, _key(conversation), found.split, text):
+        line, key = records.dump(conversation), _key(conversation)
+        if shelf.add(line, conversation.id, digest, key, found.split, text):
             tally.add(conversation)
     intake.need(len(shelf), "conversation")
     written = shelf.write(out, cfg.heldout_share)

@@ -51,7 +51,7 @@ def run(cfg: Config, inputs: Mapping[str, Artefact], out: Path, rt: Runtime) -> 
         value = replace(value, id=value.id or digest[:16])
         text = "\n".join([*(m.content for m in prompt if m.role != "system"), *responses])
         shelf = rankings if isinstance(value, Ranking) else labels
-        if shelf.add(records.dump(value), digest, key, found.split, text):
+        if shelf.add(records.dump(value), value.id, digest, key, found.split, text):
             tally.add(key, value)
     intake.need(len(rankings) + len(labels), "preference")
     written = rankings.write(out, cfg.heldout_share)

@@ -161,7 +161,8 @@ def test_near_duplicates_are_counted_or_dropped(tmp_path: Path) -> None:
     removed = list(records.read_lines(dropped / "removed.jsonl"))
     assert removed[0]["rule"] == "near duplicate" and "resembles" in removed[0]["reason"]
     kept = [c for s in records.SPLITS for c in records.read_conversations(dropped / f"{s}.jsonl")]
-    assert any(c.messages[-1].content.endswith("indeed") for c in kept), "the longer one stays"
+    longer = next(c for c in kept if c.messages[-1].content.endswith("indeed"))
+    assert f"resembles {longer.id}, which stays" in removed[0]["reason"], "the longer one stays"
     off = run(tmp_path / "c", "conversations", rows, near_duplicates="off")
     assert off.facts["near_duplicates"] == 0
     again = run(tmp_path / "d", "conversations", rows[::-1], similarity=0.7, near_duplicates="drop")

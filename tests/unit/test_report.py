@@ -252,3 +252,24 @@ def test_numbers_read_well() -> None:
         "2 h 10 min",
     ]
     assert [passport.size(x) for x in (0, 900, 3 << 20, 5 << 30)] == ["–", "900 B", "3.0 MiB", "5.0 GiB"]
+
+
+def test_chats_tell_lengths_languages_and_what_was_removed(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    facts: dict[str, Any] = {
+        "conversations": 1200, "multi_turn": 0, "removed": 3, "near_duplicates": 2, "quarantined": 1,
+        "quarantined_first": ["a.jsonl, line 3"], "quarantined_why": {EVIL: 1},
+        "question_chars": {"p50": 11, "p90": 22, "p99": 33, "max": 4444}, "answer_chars": 99,
+        "answer_chars_spread": {"p50": 55}, "languages": {"zh": 900, "en": 300},
+        "formats": {"openai: records hold a list 'messages'": 1},
+    }  # fmt: skip
+    gone = [{"id": f"r{n}", "rule": rule, "reason": "resembles k1, which stays (0.9)", "text": EVIL}
+            for n, rule in enumerate(("near duplicate", "benchmark", "near duplicate"))]  # fmt: skip
+    chats = publish(store, "conversations", "conversations", {}, {"removed.jsonl": lines(gone)}, facts=facts)
+    text = passport.build(store, [chats], None, tmp_path / "page.html", chats).read_text()
+    assert "<script>" not in text and "onerror=alert(2)>" not in text
+    words = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", text))
+    assert "1,200 conversations" in words and "of several turns" not in words and "3 removed" in words
+    assert "questions 11 22 33 4,444" in words and "answers 55 0 0 0" in words
+    assert "zh 900 75.0%" in words and "en 300 25.0%" in words
+    assert "near duplicate 2 r0 resembles k1, which stays (0.9)" in words and "benchmark 1 r1" in words
