@@ -16,6 +16,7 @@ from typing import Any, TextIO
 
 from caravan import stage
 from caravan.store import Artefact, Store
+from caravan.types import UserError
 
 REDRAW_SECONDS = 0.1
 PLAIN_SECONDS = 10.0
@@ -64,6 +65,9 @@ class Progress:
         words = [f"{self.stage:<13} {ref}", *_numbers(_leading(facts or {})), took]
         tick = "✓" if _can_write(self._stream, "✓") else "ok"
         print(f"{tick} " + "  ".join(words), file=self._stream, flush=True)
+        if first := _refused(facts or {}):
+            count = (facts or {}).get("quarantined", 0)
+            print(f"  {count} put into quarantine.jsonl; first: {first[0]}", file=self._stream, flush=True)
 
     def line(self) -> str:
         """The state in words, as shown where there is no terminal."""
@@ -132,12 +136,17 @@ class Progress:
 def execute(
     store: Store, name: str, cfg: Any, inputs: Mapping[str, Artefact | None], rt: stage.Runtime | None = None
 ) -> Artefact:
-    """`stage.execute` with its progress shown. An interruption says where the run's checkpoints are."""
+    """`stage.execute` with its progress shown. An interruption says where the run's checkpoints are.
+
+    With `rt.strict` an answer of the store that was read around malformed lines is a UserError, too.
+    """
     if stage.rank() > 0:  # one voice is enough
         return stage.execute(store, name, cfg, inputs, rt)
     question = stage.ask(name, cfg, inputs)
     with Progress(name) as shown:
         if hit := stage.find(store, question):
+            if rt and rt.strict and (first := _refused(hit.facts) or hit.facts.get("cut_first")):
+                raise UserError(first[0], f"without --strict there is {hit.ref}, made of the rest")
             shown.done(hit.ref, hit.facts, stored=True)
             return hit
         try:
@@ -148,6 +157,11 @@ def execute(
             ) from None
         shown.done(art.ref, art.facts)
         return art
+
+
+def _refused(facts: Mapping[str, Any]) -> list[str]:
+    """The first few malformed lines that a stage read around, as file, line and what was expected."""
+    return list(facts.get("quarantined_first") or ())
 
 
 def _is_terminal(stream: TextIO) -> bool:

@@ -48,7 +48,7 @@ def _from_path(store: Store, path: Path, kinds: tuple[str, ...], make: Make) -> 
     if models and (path.is_dir() or len(models) == len(kinds)):
         return store.add(path, kind=_model_kind(path, models))
     for kind in kinds:
-        maker = _maker(kind)
+        maker = stage.maker(kind)
         if maker:
             return make(maker, store.add(path))
     raise UserError(f"{path} cannot become a {' or '.join(kinds)} by itself", stage.how("|".join(kinds)))
@@ -56,12 +56,13 @@ def _from_path(store: Store, path: Path, kinds: tuple[str, ...], make: Make) -> 
 
 def _from_hub(store: Store, text: str, kinds: tuple[str, ...], make: Make) -> Artefact:
     models = [k for k in kinds if k in outside.MODEL_KINDS]
-    if not models and (maker := "raw" if "raw" in kinds else next(filter(None, map(_maker, kinds)), None)):
+    makers = ["raw"] if "raw" in kinds else [m for kind in kinds if (m := stage.maker(kind))]
+    if not models and makers:
         from caravan.data import hub as data_hub
 
         with data_hub.fetched(text) as folder:
             raw = store.add(folder)
-        return raw if maker == "raw" else make(maker, raw)
+        return raw if makers[0] == "raw" else make(makers[0], raw)
     if not models:
         raise UserError(f"a {' or '.join(kinds)} cannot come from the Hub", stage.how("|".join(kinds)))
     from caravan.model import hub
@@ -80,14 +81,3 @@ def _model_kind(folder: Path, kinds: list[str]) -> str:
         if any(str(n).endswith("ForSequenceClassification") for n in names):
             return "reward"
     return next((k for k in kinds if k != "reward"), kinds[0])
-
-
-def _maker(kind: str) -> str | None:
-    """The stage that makes this kind from raw files alone."""
-    for name in stage.names("stages"):
-        path = stage.source("stages", name)
-        roles = stage.literal(path, "INPUTS") or {}
-        needed = {r: s for r, s in roles.items() if not stage.optional(s)}
-        if needed == {"raw": "raw"} and stage.literal(path, "OUTPUT") == kind:
-            return name
-    return None

@@ -18,6 +18,7 @@ Left out: remote stores, and any meaning of the files (that is the stages' busin
 from __future__ import annotations
 
 import contextlib
+import difflib
 import errno
 import json
 import os
@@ -84,7 +85,8 @@ class Store:
         if not hits and named:
             raise UserError(f"`{ref}` names {named}, which is no longer in {self.root}", "make it again")
         if not hits:
-            near = [n for n in self.names() if n.startswith(ref[:3])]
+            near = difflib.get_close_matches(ref, self.names(), 1, 0.6)
+            near += [n for n in self.names() if n.startswith(ref[:3])]
             hint = f"did you mean `{near[0]}`?" if near else "`caravan ls` shows what is there"
             raise UserError(f"there is no `{ref}` in {self.root}", hint)
         if len(hits) > 1:

@@ -27,10 +27,10 @@ def stage_command(name: str, words: Sequence[str]) -> int:
     taken, rest = take(words, [*roles, *RUNTIME], [role for role, spec in roles.items() if stage.many(spec)])
     for role, spec in roles.items():
         if role not in taken and not stage.optional(spec):
-            kinds = " or ".join(stage.kinds(spec))
-            raise UserError(f"{name} needs --{role}: {_article(kinds)}", stage.how(spec))
-    module = stage.load("stages", name)
-    cfg = config.from_flags(module.Config, rest, f"caravan {name}", also=[*roles, *RUNTIME])
+            if rest:  # `--bas x`: the misspelt flag is what to say, not the role that it left empty
+                _settings(name, rest, roles)
+            raise UserError(f"{name} needs --{role}: {_article(stage.kinds(spec))}", stage.how(spec))
+    cfg = _settings(name, rest, roles)
     store, rt = Store(taken.get("store")), runtime(taken)
     output = _new_folder(taken.get("output"))
     if "name" in taken:
@@ -50,6 +50,12 @@ def stage_command(name: str, words: Sequence[str]) -> int:
         export(art, output)
     print(art.ref)
     return 0
+
+
+def _settings(name: str, words: Sequence[str], roles: Mapping[str, str]) -> Any:
+    """The stage's Config from its flags."""
+    cls = stage.load("stages", name).Config
+    return config.from_flags(cls, words, f"caravan {name}", also=[*roles, *RUNTIME])
 
 
 def program(command: str, words: Sequence[str]) -> int:
@@ -189,5 +195,7 @@ def _number(flag: str, text: str, kind: type) -> int | float:
     return value
 
 
-def _article(kinds: str) -> str:
-    return f"{'an' if kinds[0] in 'aeiou' else 'a'} {kinds}"
+def _article(kinds: Sequence[str]) -> str:
+    words = " or ".join("raw data" if kind == "raw" else kind for kind in kinds)
+    some = kinds[0] == "raw" or kinds[0].endswith("s")
+    return words if some else f"{'an' if words[0] in 'aeiou' else 'a'} {words}"

@@ -10,6 +10,7 @@ from typing import Any
 
 from caravan.cli.help import SHOWING
 from caravan.cli.running import take
+from caravan.config import nearest
 from caravan.store import Artefact, Store
 from caravan.types import UserError
 
@@ -24,9 +25,9 @@ def main(command: str, words: Sequence[str]) -> int:
     values = ["store", "older_than_days"] if command == "gc" else ["store"]
     taken, rest = take(words, values)
     if loose := [w for w in rest if w.startswith("-")]:
-        raise UserError(
-            f"unknown flag `{loose[0]}`", f"usage: caravan {command} {SHOWING[command][0]} [--store DIR]"
-        )
+        near = nearest(loose[0].lstrip("-").replace("-", "_"), [*switches, *values], "--").replace("_", "-")
+        usage = f"usage: caravan {command} {SHOWING[command][0]} [--store DIR]"
+        raise UserError(f"unknown flag `{loose[0]}`", f"{near} ({usage})")
     least, most = {"ls": (0, 1), "show": (1, 1), "lineage": (1, 1), "verify": (0, 10_000), "gc": (0, 0)}[
         command
     ]

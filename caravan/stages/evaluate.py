@@ -109,6 +109,8 @@ def run(cfg: Config, inputs: Mapping[str, Artefact], out: Path, rt: Runtime) -> 
         _write(out / "quarantine.jsonl", refused)
     facts: dict[str, Any] = {name: found.value for name, found in scores.items()}
     counts = {"questions": len(items), "questions_refused": len(refused), **world.notes}
+    if refused:
+        facts |= {"quarantined": len(refused), "quarantined_first": [row["reason"] for row in refused[:5]]}
     if texts := _training_texts(inputs):
         facts["contamination"] = _contamination(items, texts, out)
     return {**facts, **counts, "dtype": str(machine.dtype).removeprefix("torch.")}

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -94,6 +94,21 @@ class Fit:
     whole: int = 0
     truncated: int = 0
     dropped: int = 0
+    first: list[str] = field(default_factory=list)
+    """The first few that did not fit, in words."""
+
+    def unfit(self, at: str, whole: Rendered, cut: bool, context: int, strict: bool) -> None:
+        """Count a conversation that was cut or dropped; with `strict` a UserError."""
+        if any(whole.mask):
+            said = f"{at}: {len(whole)} tokens do not fit a context of {context}"
+            hint = "raise --context, shorten the conversation, or run without --strict to cut it at a turn"
+        else:
+            said = f"{at}: no assistant turn to learn from"
+            hint = "remove the conversation, or run without --strict to drop it"
+        if strict:
+            raise UserError(said, hint)
+        self.truncated, self.dropped = self.truncated + cut, self.dropped + (not cut)
+        self.first += [said] if len(self.first) < 5 else []
 
 
 def run(cfg: Config, inputs: Mapping[str, Artefact], out: Path, rt: Runtime) -> dict[str, Any]:
@@ -146,6 +161,7 @@ def run(cfg: Config, inputs: Mapping[str, Artefact], out: Path, rt: Runtime) -> 
         "supervised_share": round(_supervised_share(examples), 4),
         "truncated": fitted.truncated,
         "dropped": fitted.dropped,
+        "cut_first": [*fitted.first, *held_fit.first],
         "best_step": history.best_step,
         "skipped_steps": len(history.skipped),
         "rollbacks": len(history.rolled_back),
@@ -215,21 +231,8 @@ def _examples(
         some = fit(whole, context)
         if some is not None and len(some) == len(whole):
             count.whole += 1
-        elif strict and not any(whole.mask):
-            raise UserError(
-                f"{folder / split}.jsonl line {number}: no assistant turn to learn from",
-                "remove the conversation, or run without --strict to drop it",
-            )
-        elif strict:
-            raise UserError(
-                f"{folder / split}.jsonl line {number}: "
-                f"{len(whole)} tokens do not fit a context of {context}",
-                "raise --context, shorten the conversation, or run without --strict to cut it at a turn",
-            )
-        elif some is not None:
-            count.truncated += 1
         else:
-            count.dropped += 1
+            count.unfit(f"{folder / split}.jsonl line {number}", whole, some is not None, context, strict)
         if some is not None:
             examples.append(some)
     return examples

@@ -168,11 +168,12 @@ def test_names_are_references(run: Run) -> None:
 @pytest.mark.parametrize(
     ("words", "error", "hint"),
     [
-        ((), "needs --raw: a raw", "give a file or a folder"),
+        ((), "needs --raw: raw data", "give a file or a folder"),
         (("--raw", "nowhere.txt"), "no file or folder nowhere.txt", "current folder"),
         (("--raw", "text.txt", "--stepz", "3"), "unknown flag `--stepz`", "did you mean `--steps`?"),
         (("--raw", "text.txt", "--save-second", "3"), "`--save-second`", "did you mean `--save-seconds`?"),
-        (("--raww", "text.txt"), "needs --raw", "file or a folder"),
+        (("--raww", "text.txt"), "unknown flag `--raww`", "did you mean `--raw`?"),
+        (("text.txt",), "`text.txt` stands alone", "--name value"),
         (("--raw", "text.txt", "--ex", "x"), "`--ex`", "--extra"),
         (("--raw",), "`--raw` needs a value", "--raw VALUE"),
         (("--raw", "text.txt", "--raw", "text.txt"), "`--raw` is given twice", "keep one"),
