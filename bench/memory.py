@@ -1,7 +1,7 @@
 """Peak memory of the road from text to shards, of some documents and of ten times as many, under one flag;
 prints JSON.
 
-    python bench/memory.py [--documents 20000] [--growth 10] [--memory 2] [--output FILE]
+    python bench/memory.py [--documents 10000] [--growth 10] [--memory 2] [--output FILE]
 
 The documents are made up: of ten, one is a copy and one nearly a copy of another. Every stage runs in a
 process of its own with one worker; its peak is VmHWM, which counts pages of mapped files. `--memory` is what
@@ -53,8 +53,10 @@ def make(folder: Path, count: int) -> None:
 def settings(name: str, memory: int) -> dict[str, Any]:
     from caravan.data import rules, signals
 
-    if name in ("corpus", "dedup"):
+    if name == "corpus":
         return {"memory_mb": memory}
+    if name == "dedup":
+        return {"memory_mb": memory, "substring": 50, "url": True}
     if name == "signals":
         asked = rules.needed([rule for one in rules.load(("gopher",)) for rule in one.rules])
         return {"families": tuple(signals.families_of(asked))}
@@ -99,6 +101,7 @@ def peaks(count: int, memory: int) -> dict[str, float]:
             if ran.returncode:
                 raise SystemExit(f"{name} of {count} documents failed: {ran.stderr[-2000:]}")
             out[name] = float(ran.stdout.split()[-1])
+            print(f"{name} of {count:,} documents: {out[name]} MB", file=sys.stderr)
         return out
 
 
@@ -106,7 +109,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--documents", type=int, default=20_000)
+    parser.add_argument("--documents", type=int, default=10_000)
     parser.add_argument("--growth", type=int, default=10)
     parser.add_argument("--memory", type=int, default=2)
     parser.add_argument("--stage", help=argparse.SUPPRESS)

@@ -196,9 +196,9 @@ for those who have its executors on Slurm: `Corpus(FOLDER)` reads a corpus artef
 `caravan corpus --raw out` reads what it wrote, and `caravan shards --raw` datatrove's token files
 ([shards](shards.md)).
 """
-UNBOUNDED = """spans found by `dedup --substring` (16 bytes per copied window, about 300 per span, 16 per
-text), embeddings' ranks of `dedup --semantic` (24 bytes per text), the places `decontaminate` found, and the
-footer of a Parquet file of signals (about 70 MB per terabyte of text)."""
+UNBOUNDED = """the ranks of `dedup --semantic` (24 bytes per text), what `decontaminate`
+found in the texts that hold a benchmark's words, and the footer of a Parquet file of signals (about 80 MB per
+terabyte of text)."""
 
 
 def page(price: float = PRICE, found: Results | None = None) -> str:

@@ -1,0 +1,20 @@
+"""Ten times the text goes from raw to shards in the same memory, every stage in a process of its own."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.slow
+BENCH = Path(__file__).parents[2] / "bench" / "memory.py"
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is read from /proc")
+def test_ten_times_the_text_in_the_same_memory(tmp_path: Path) -> None:
+    call = [sys.executable, str(BENCH), "--documents", "5000", "--output", str(tmp_path / "found.json")]
+    subprocess.run(call, check=True)
+    ratio = json.loads((tmp_path / "found.json").read_text())["ratio"]
+    assert ratio.keys() == {"corpus", "signals", "filter", "dedup", "tokenizer", "shards"}
+    assert {name: r for name, r in ratio.items() if r > 1.15} == {}, "these grow with the text"
