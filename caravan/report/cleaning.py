@@ -289,8 +289,18 @@ def _beside(stores: Iterable[Artefact], source: str) -> str:
     return "not stated"
 
 
-def contaminations(art: Artefact, most: int = 3) -> list[tuple[str, list[Text]]]:
-    """Benchmark -> places in the text where an item of it stood, as contamination.json samples them."""
+@dataclass(frozen=True)
+class Contamination:
+    """Where items of a benchmark stood in the text."""
+
+    name: str
+    where: list[tuple[str, int]]
+    """(host or folder, documents of it that hold any), the most first."""
+    shown: list[Text]
+
+
+def contaminations(art: Artefact, most: int = 3) -> list[Contamination]:
+    """Benchmarks found in the text, as contamination.json tells, those with the most items found first."""
     path = art / "contamination.json"
     try:
         page = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
@@ -299,12 +309,16 @@ def contaminations(art: Artefact, most: int = 3) -> list[tuple[str, list[Text]]]
             f"cannot read {path.name}: {problem}", "`caravan verify` tells what is whole"
         ) from problem
     out = []
-    for name, row in page.items():
+    for name, row in sorted(page.items(), key=lambda item: (-int(item[1].get("hit", 0)), item[0])):
+        where: Counter[str] = Counter()
+        for source, documents in row.get("sources", {}).items():
+            where[domain(str(source)) or "(not said)"] += int(documents)
         shown = [
             Text(draw=0, id="", source=f"item {s.get('item')}", text=read.clip(str(s.get("text", "")), 400),
                  reason=f"in {s.get('document')}")
             for s in row.get("samples", ())[:most]
         ]  # fmt: skip
         if shown:
-            out.append((str(name), shown))
+            order = sorted(where.items(), key=lambda item: (-item[1], item[0]))
+            out.append(Contamination(str(name), order, shown))
     return out

@@ -30,6 +30,7 @@ TABLES = {
     "mix": "Mix of sources",
 }
 """Facts shown as tables, with their titles."""
+WHERE = "found in"
 QUARANTINED = 100
 MOST_LANGUAGES = 18
 
@@ -244,12 +245,45 @@ def _tables(steps: Iterable[cleaning.Step], names: Mapping[str, str]) -> list[di
     out = []
     for s in steps:
         for title, table in _found(s.facts):
-            rows = {str(k): v if isinstance(v, Mapping) else {"count": v} for k, v in table.items()}
+            found = cleaning.contaminations(s.art) if title == TABLES["benchmarks"] else []
+            rows: dict[str, Mapping[str, Any]] = {
+                str(k).replace("_", " "): v if isinstance(v, Mapping) else {"count": v}
+                for k, v in table.items()
+            }
+            if title == TABLES["benchmarks"]:
+                rows = _benchmarks(table, found)
             columns = list(dict.fromkeys(c for row in rows.values() for c in row))
             cells = [[name, *(_cell(row.get(c)) for c in columns)] for name, row in rows.items()]
             step = names[read.key_of(s.art)]
-            shown = cleaning.contaminations(s.art) if title == TABLES["benchmarks"] else []
-            out.append({"title": title, "step": step, "columns": columns, "rows": cells, "shown": shown})
+            longest = [max((len(row[k]) for row in cells), default=0) for k in range(1, len(columns) + 1)]
+            kinds = [
+                "num" if c != WHERE and size < 24 else "break"
+                for c, size in zip(columns, longest, strict=True)
+            ]
+            table = {"title": title, "step": step, "columns": columns, "kinds": kinds, "rows": cells}
+            out.append({**table, "shown": found})
+    return out
+
+
+def _benchmarks(
+    rows: Mapping[str, Mapping[str, Any]], found: Sequence[cleaning.Contamination]
+) -> dict[str, Mapping[str, Any]]:
+    """What was found of each benchmark, and where; one line for those of which nothing was."""
+    where = {one.name: one.where for one in found}
+    out: dict[str, Mapping[str, Any]] = {}
+    clean = {name: row for name, row in rows.items() if not row.get("hit")}
+    for name, row in [item for item in rows.items() if item[0] not in clean]:
+        places = [f"{source} ({documents:,})" for source, documents in where.get(name, ())]
+        more = [f"{len(places) - 3} more"] if len(places) > 3 else []
+        out[name] = {
+            "items": row.get("items"), "long enough": row.get("checked"), "found": row.get("hit"),
+            "share": _share(int(row.get("hit", 0)), row.get("checked", 0)),
+            "in documents": row.get("documents"), WHERE: ", ".join([*places[:3], *more]) or None,
+        }  # fmt: skip
+    if clean:
+        sums = {key: sum(int(row.get(key, 0)) for row in clean.values()) for key in ("items", "checked")}
+        name = next(iter(clean)) if len(clean) == 1 else f"{len(clean)} other benchmarks"
+        out[name] = {"items": sums["items"], "long enough": sums["checked"], "found": 0, "share": "none"}
     return out
 
 

@@ -47,7 +47,7 @@ class Config:
     most_cuts: int = 10
     """cut: documents cut more often are removed."""
     samples: int = 5
-    """Matches shown per benchmark in the report."""
+    """Matches shown per benchmark in the report, each of another document."""
 
 
 def run(cfg: Config, inputs: Mapping[str, Artefact], out: Path, rt: Runtime) -> dict[str, Any]:
@@ -118,7 +118,7 @@ class _Report:
             item = self.wanted.items[number]
             self.where.setdefault(number, []).append(document.id)
             shown = self.samples.setdefault(item.benchmark, [])
-            if len(shown) < self.cfg.samples:
+            if len(shown) < self.cfg.samples and all(s["document"] != document.id for s in shown):
                 text = document.text[max(0, hit.start - 60) : hit.stop + 60]
                 shown.append({"item": item.id, "document": document.id, "text": text})
         for name in {self.wanted.items[number].benchmark for number in named}:

@@ -224,3 +224,25 @@ def test_the_index_of_data_pages_is_made_from_rules_and_effects() -> None:
     assert fixed(text) == fixed(data_index.page()), "python -m tests.data_index"
     for name in re.findall(r"\]\((\w+\.md)\)", text):
         assert (data_index.FOLDER / name).is_file(), name
+
+
+def test_benchmarks_say_where_they_were_found(road: tuple[Store, list[Artefact]], tmp_path: Path) -> None:
+    store, made = road
+    (tmp_path / "seen_one.jsonl").write_text(
+        "".join(json.dumps({"id": f"q{k}", "question": prose(k)[:120]}) + "\n" for k in (3, 8))
+    )
+    (tmp_path / "not_seen.jsonl").write_text(json.dumps({"question": "nobody " * 20}) + "\n")
+    (tmp_path / "nor_this.jsonl").write_text(json.dumps({"question": "nothing " * 20}) + "\n")
+    inputs = {"corpus": made[0], "benchmarks": store.add(tmp_path)}
+    art = run(store, "decontaminate", inputs, common_documents=0)
+    (table,) = [t for t in corpus.facts(store, art)["tables"] if t["title"].startswith("Benchmarks")]
+    assert table["columns"] == ["items", "long enough", "found", "share", "in documents", "found in"]
+    assert table["kinds"][-1] == "break" and table["kinds"][0] == "num"
+    first, last = table["rows"]
+    assert first[:5] == ["seen_one.jsonl", "2", "2", "2", "100.00%"] and "a.example" in first[6]
+    assert last == ["2 other benchmarks", "2", "2", "0", "none", "–", "–"]
+    (shown,) = table["shown"]
+    assert shown.name == "seen_one.jsonl" and sum(n for _, n in shown.where) == int(first[5]) == 6
+    assert len({text.reason for text in shown.shown}) == len(shown.shown) >= 2
+    page = corpus.build(store, art, tmp_path / "page.html").read_text()
+    assert "seen_one.jsonl" in page and "found in" in page
