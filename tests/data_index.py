@@ -42,6 +42,11 @@ STEPS = {
     "copied_spans": ("dedup", "little is left without 50 tokens found elsewhere", "Lee et al. 2022"),
     "bad_words": ("filter", "says a word of a list you give (`--bad-words`)", "Raffel et al. 2020, 2.2"),
     "contaminated": ("decontaminate", "13 words in a row of a benchmark item", "Brown et al. 2020, C"),
+    "seen": (
+        "unseen",
+        "of a benchmark: 13 words in a row of an item stand in the text",
+        "Brown et al. 2020, C",
+    ),
     "personal_data": ("pii", "holds personal data (only where asked to drop)", "ours"),
 }
 """Rules that are code: where they are asked, what they ask, who published it."""
