@@ -19,7 +19,7 @@ from caravan.types import Document, UserError
 INPUTS = {"corpus": "corpus", "signals": "signals?", "own": "raw?", "bad_words": "raw?"}
 OUTPUT = "corpus"
 USES: dict[str, str] = {}
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True, kw_only=True)

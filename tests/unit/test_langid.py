@@ -83,7 +83,8 @@ def test_every_language_knows_its_own_sentences() -> None:
 
 
 def passages(kit: Path, size: int) -> list[tuple[str, str]]:
-    """(language, passage of `size` characters) of every translation whose language and script we have."""
+    """(language, passage of `size` characters) of every translation whose language and script we have, twelve
+    from its second half. Whoever sharpens the models may look at the first."""
     texts: dict[tuple[str, str], list[str]] = defaultdict(list)
     for line in (kit / "langid" / "udhr_two_thirds.jsonl").read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
@@ -95,14 +96,14 @@ def passages(kit: Path, size: int) -> list[tuple[str, str]]:
         base = lang.split("-")[0]
         text = " ".join(parts)
         if ours.get(base) == langid.scripts([text])[0]:
-            ends = range(size, min(len(text), 12 * size), size)
-            out += [(base, text[end - size : end]) for end in ends]
+            ends = np.linspace(len(text) // 2 + size, len(text), 12).astype(int).tolist()
+            out += [(base, text[end - size : end]) for end in ends if end - size >= len(text) // 2]
     return out
 
 
 @pytest.mark.parametrize(
     ("size", "all_languages", "peer_languages"),
-    [(20, 0.80, 0.79), (100, 0.93, 0.92), (300, 0.965, 0.96)],
+    [(20, 0.80, 0.80), (50, 0.91, 0.92), (100, 0.945, 0.94), (200, 0.96, 0.96)],
 )
 def test_accuracy_by_length(kit: Path, size: int, all_languages: float, peer_languages: float) -> None:
     right, seen = Counter[str](), Counter[str]()
@@ -118,4 +119,4 @@ def test_accuracy_by_length(kit: Path, size: int, all_languages: float, peer_lan
 def test_web_pages_are_english(kit: Path) -> None:
     rows = (kit / "pretrain" / "web" / "c4_demo.jsonl").read_text(encoding="utf-8").splitlines()
     found = langid.guesses([json.loads(row)["text"] for row in rows])
-    assert sum(g.lang == "en" and g.score > 0.65 for g in found) >= 298
+    assert sum(g.lang == "en" and g.score > 0.65 for g in found) >= 299

@@ -7,7 +7,7 @@ import numpy as np
 from caravan.data import langid
 from caravan.data.signals._view import View
 
-VERSION = 1
+VERSION = 2
 COLUMNS = {
     "lang": 'language code of ISO 639; "code" for what was read as source code; "" without letters',
     "lang_score": "how surely, 0 to 1",
