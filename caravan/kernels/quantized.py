@@ -129,6 +129,9 @@ class Dequantised(Mapping[str, Tensor]):
         weight = expand(*read_integers(self.tensors, name, self.bits))
         return weight.T.contiguous() if self.transposed else weight
 
+    def __contains__(self, key: object) -> bool:
+        return key in self.keys_in_order  # a Mapping would write the tensor out in full to find out
+
     def __iter__(self) -> Any:
         return iter(self.keys_in_order)
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from caravan.model import checkpoint, sizes
+from caravan.model import checkpoint, sizes, tensors
 from caravan.model.decoder import Decoder
 from caravan.model.heads import RewardModel, ScoreHead
 from caravan.types import UserError
@@ -250,3 +250,15 @@ def test_vocabulary_must_fit(model: Decoder) -> None:
     checkpoint.check_vocab(model.spec, 39)
     with pytest.raises(UserError, match="41 ids but the model only 40"):
         checkpoint.check_vocab(model.spec, 41)
+
+
+def test_asking_whether_a_tensor_is_there_reads_nothing(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A head is looked for in every tied model: the whole embedding was read to find out."""
+    plain = tensors.TensorFolder(folder)
+    some = next(iter(plain))
+    monkeypatch.setattr(tensors.TensorFile, "read", lambda *_: pytest.fail("it was read"))
+    for names in (plain, tensors.Renamed(plain), tensors.Renamed(tensors.Renamed(plain), lambda n: f"a.{n}")):
+        here = f"a.{some}" if f"a.{some}" in list(names) else some
+        assert here in names and "nobody.weight" not in names
