@@ -108,6 +108,7 @@ def _source(store: Store, target: str) -> tuple[Path, str]:
 def _read_as(found: Peek) -> list[str]:
     """Which format, and why, for the first files."""
     lines = [f"{name}: {found.kind} as {why}" for name, why in itertools.islice(found.read_as.items(), 5)]
+    lines += [f"also {kind} as {why} (--kind {kind})" for kind, why in found.also.items()]
     return lines + ([f"and {len(found.read_as) - 5} more files"] if len(found.read_as) > 5 else [])
 
 

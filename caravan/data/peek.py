@@ -6,8 +6,8 @@ Data are untrusted: `visible` takes the sting out of control characters, whoever
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
@@ -55,6 +55,8 @@ class Peek:
     """File -> format and the reason."""
     values: list[Conversation | Ranking | Labelled | Document]
     problems: list[formats.Problem]
+    also: dict[str, str] = field(default_factory=dict)
+    """Other kinds the first file gives, where nobody asked for one -> format and the reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,9 +95,24 @@ def open_source(path: Path, kind: str, asked: str, skip: int, count: int) -> Pee
                 raise
             complaint = complaint or error
             continue
-        return Peek(one, chosen, values, problems)
+        also = _also(path, one, chosen) if kind == asked == "auto" else {}
+        return Peek(one, chosen, values, problems, also)
     assert complaint is not None
     raise complaint
+
+
+def _also(path: Path, kind: str, chosen: Mapping[str, str]) -> dict[str, str]:
+    """What else the first file can be read as (answers with labels are chats and preferences)."""
+    file = path if path.is_file() else path / next(iter(chosen))
+    found: dict[str, str] = {}
+    for other in formats.DECIDED:
+        try:
+            best = formats.choose(file, other, formats.Limits(), lambda _: None) if other != kind else None
+        except UserError:  # in two ways: then it must be asked for
+            continue
+        if best:
+            found[other] = f"{best[0]}: {best[1]}"
+    return found
 
 
 def stand_in(values: Sequence[Conversation | Ranking | Labelled | Document], name: str | None) -> Tokenizer:

@@ -175,6 +175,18 @@ def test_the_page_shows_what_was_not_read(tmp_path: Path, capsys) -> None:
     assert code == 2 and "p.html" in err
 
 
+def test_what_is_of_two_kinds_says_so(tmp_path: Path, capsys) -> None:
+    rated = write(tmp_path / "k.jsonl", {"prompt": "q", "completion": "a", "label": True})
+    _, out, _ = run(capsys, "show", str(rated))
+    first, second, *_ = out.splitlines()
+    assert first.startswith("k.jsonl: conversations as kto") and second.startswith("also preferences as kto")
+    assert second.endswith("(--kind preferences)")
+    _, out, _ = run(capsys, "show", str(rated), "--kind", "preferences")
+    assert "also" not in out
+    _, out, _ = run(capsys, "show", str(write(tmp_path / "x.jsonl", TALK)))
+    assert "also" not in out
+
+
 def test_kinds_are_found_out(tmp_path: Path, kit: Path) -> None:
     def kind(path: str) -> tuple[str, int]:
         found = peek.open_source(kit / path, "auto", "auto", 0, 2)
