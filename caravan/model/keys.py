@@ -134,6 +134,14 @@ def head_dim(d: int, heads: int, name: str) -> int:
     return d // heads
 
 
+def groups(config: Config, heads: int) -> int:
+    """Key/value heads of `heads` query heads, from `num_key_value_heads`; as many when the key is absent."""
+    value = size(config, "num_key_value_heads", default=heads)
+    if heads % value:
+        raise wrong("num_key_value_heads", value, f"a divisor of the {heads} query heads")
+    return value
+
+
 def share(dim: int, width: int) -> float:
     """The smallest share of `width` that int(width * share) turns into `dim` again."""
     result = dim / width

@@ -15,7 +15,7 @@ N flat bytes, C patches, D width, V = 257 symbols.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,15 +23,15 @@ from torch import Tensor, nn
 
 from caravan.kernels.attention import Segments
 from caravan.model.decoder import Decoder
-from caravan.model.encoders.block import weights
-from caravan.model.spec import Attn, Layer, Spec
+from caravan.model.encoders.block import AsDecoder, weights
+from caravan.model.spec import Layer, Spec
 from caravan.types import UserError
 
 SYMBOLS = 257
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BgptSpec:
+class BgptSpec(AsDecoder):
     """Two decoders: `patch` over patches, `byte` within one."""
 
     patch: Spec
@@ -61,23 +61,6 @@ class BgptSpec:
     def max_pos(self) -> int:
         """Bytes in the longest document."""
         return self.patch.max_pos * self.patch_size
-
-    @property
-    def context(self) -> int:
-        return self.max_pos
-
-    prefix_token: ClassVar[None] = None
-    """No token of the text says what is context."""
-
-    @property
-    def attns(self) -> list[Attn]:
-        """The attention of every layer."""
-        return [layer.attn for layer in self.layers if layer.attn]
-
-    @property
-    def out_dim(self) -> int:
-        """Width of what heads read."""
-        return self.d
 
     @property
     def parameters(self) -> int:

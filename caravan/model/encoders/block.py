@@ -1,4 +1,5 @@
-"""The layer that models with additive position biases share: pre-norm, no rotary embedding.
+"""What models of their own share: the layer of those with additive position biases (pre-norm, no rotary
+embedding), and the answers of their specs.
 
 N flat tokens, D width, H heads, E head width.
 """
@@ -6,6 +7,7 @@ N flat tokens, D width, H heads, E head width.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar, Protocol
 
 from torch import Tensor, nn
 
@@ -13,7 +15,7 @@ from caravan.model import ffn
 from caravan.model.blank import blank
 from caravan.model.encoders.rows import Rows, attention
 from caravan.model.norms import make_norm
-from caravan.model.spec import Layer
+from caravan.model.spec import Attn, Layer
 
 
 class SelfAttention(nn.Module):
@@ -54,6 +56,40 @@ class Block(nn.Module):
     def forward(self, x_ND: Tensor, rows: Rows, bias: Sequence[Tensor]) -> Tensor:
         x_ND = x_ND + self.a(self.n1(x_ND), rows, bias)
         return x_ND + self.ffn(self.n2(x_ND))
+
+
+class Shape(Protocol):
+    """The fields that answers of `AsDecoder` are made of."""
+
+    @property
+    def d(self) -> int: ...
+    @property
+    def layers(self) -> tuple[Layer, ...]: ...
+    @property
+    def max_pos(self) -> int: ...
+
+
+class AsDecoder:
+    """What a spec of its own answers as `Spec` does, for those who take either."""
+
+    __slots__ = ()
+    prefix_token: ClassVar[None] = None
+    """No token of the text says what is context."""
+
+    @property
+    def context(self: Shape) -> int:
+        """Longest sequence."""
+        return self.max_pos
+
+    @property
+    def attns(self: Shape) -> list[Attn]:
+        """The attention of every layer."""
+        return [layer.attn for layer in self.layers if layer.attn]
+
+    @property
+    def out_dim(self: Shape) -> int:
+        """Width of what heads read."""
+        return self.d
 
 
 def weights(module: type[nn.Module], spec: object) -> int:

@@ -15,20 +15,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from caravan.model.encoders.block import Block, weights
+from caravan.model.encoders.block import AsDecoder, Block, weights
 from caravan.model.encoders.rows import Rows, relative, t5_buckets
 from caravan.model.norms import make_norm
-from caravan.model.spec import Attn, Layer, Norm
+from caravan.model.spec import Layer, Norm
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CpmSpec:
+class CpmSpec(AsDecoder):
     """A whole CPM-Ant (`prompt` > 0) or CPM-Bee."""
 
     vocab: int
@@ -50,24 +50,6 @@ class CpmSpec:
     tie: bool = False
     head: bool = True
     """False: no output head (reward models)."""
-
-    @property
-    def context(self) -> int:
-        """Longest sequence."""
-        return self.max_pos
-
-    prefix_token: ClassVar[None] = None
-    """No token of the text says what is context."""
-
-    @property
-    def attns(self) -> list[Attn]:
-        """The attention of every layer."""
-        return [layer.attn for layer in self.layers if layer.attn]
-
-    @property
-    def out_dim(self) -> int:
-        """Width of what heads read."""
-        return self.d
 
     @property
     def parameters(self) -> int:

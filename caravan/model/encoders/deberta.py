@@ -14,17 +14,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from caravan.model import ffn
 from caravan.model.activations import ACTIVATIONS
-from caravan.model.encoders.block import weights
+from caravan.model.encoders.block import AsDecoder, weights
 from caravan.model.encoders.rows import Rows, relative
 from caravan.model.norms import make_norm
-from caravan.model.spec import Activation, Attn, Layer, Norm
+from caravan.model.spec import Activation, Layer, Norm
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +37,7 @@ class Conv:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DebertaSpec:
+class DebertaSpec(AsDecoder):
     """A whole DeBERTa encoder."""
 
     version: int
@@ -70,24 +70,6 @@ class DebertaSpec:
     def span(self) -> int:
         """Half the rows of the table."""
         return self.buckets or self.max_relative
-
-    @property
-    def context(self) -> int:
-        """Longest sequence."""
-        return self.max_pos
-
-    prefix_token: ClassVar[None] = None
-    """No token of the text says what is context."""
-
-    @property
-    def attns(self) -> list[Attn]:
-        """The attention of every layer."""
-        return [layer.attn for layer in self.layers if layer.attn]
-
-    @property
-    def out_dim(self) -> int:
-        """Width of what heads read."""
-        return self.d
 
     @property
     def parameters(self) -> int:

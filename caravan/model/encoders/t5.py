@@ -14,21 +14,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from caravan.model import ffn
-from caravan.model.encoders.block import Block, SelfAttention, weights
+from caravan.model.encoders.block import AsDecoder, Block, SelfAttention, weights
 from caravan.model.encoders.rows import Rows, attention, relative, t5_buckets
 from caravan.model.norms import make_norm
-from caravan.model.spec import Attn, Layer, Norm
+from caravan.model.spec import Layer, Norm
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class T5Spec:
+class T5Spec(AsDecoder):
     """A whole T5. `layers` are the encoder's; the decoder has `dec_layers` of the same shape."""
 
     vocab: int
@@ -50,24 +50,6 @@ class T5Spec:
     """On the hidden states before the head: d^-1/2 in version 1.0."""
     start: int = 0
     """Id that the decoder starts from."""
-
-    @property
-    def context(self) -> int:
-        """Longest source."""
-        return self.max_pos
-
-    prefix_token: ClassVar[None] = None
-    """No token of the text says what is context."""
-
-    @property
-    def attns(self) -> list[Attn]:
-        """The attention of every layer."""
-        return [layer.attn for layer in self.layers if layer.attn]
-
-    @property
-    def out_dim(self) -> int:
-        """Width of what heads read."""
-        return self.d
 
     @property
     def parameters(self) -> int:

@@ -54,6 +54,54 @@ def rope(
     return llama.rope({**config, "rope_parameters": values}, width)
 
 
+def equal_layers(
+    config: Mapping[str, Any],
+    norm: Norm,
+    ffn: FFN,
+    *,
+    share: tuple[str, ...] = (),
+    whole: float,
+    context: int,
+    **attn: Any,
+) -> Spec:
+    """Phi, Persimmon and StableLM, under the keys they share: equal layers, a share of each head rotated (as
+    `rope` reads it). `context`: the positions when no key says it; `attn`: further knobs of Attn.
+
+    Raises UserError naming the key.
+    """
+    d, heads = keys.size(config, "hidden_size"), keys.size(config, "num_attention_heads")
+    width = keys.head_dim(d, heads, "num_attention_heads")
+    turned = rope(config, width, share=share, whole=whole)
+    mixer = Attn(n_head=heads, n_kv=keys.groups(config, heads), head_dim=width, rope=turned, **attn)
+    return Spec(
+        vocab=keys.size(config, "vocab_size"),
+        d=d,
+        layers=(Layer(attn=mixer, ffn=ffn, norm=norm),) * keys.size(config, "num_hidden_layers"),
+        final_norm=norm,
+        max_pos=keys.size(config, "max_position_embeddings", default=context),
+        tie=keys.flag(config, "tie_word_embeddings", default=False),
+    )
+
+
+def equal_config(value: Spec) -> dict[str, Any]:
+    """The keys of `equal_layers`."""
+    first = value.layers[0]
+    return {
+        "hidden_size": value.d,
+        "num_attention_heads": first.attn.n_head,
+        "num_key_value_heads": first.attn.n_kv,
+        "num_hidden_layers": len(value.layers),
+        "intermediate_size": first.ffn.d_ff,
+        "max_position_embeddings": value.max_pos,
+        "vocab_size": value.vocab,
+        "hidden_act": first.ffn.act,
+        "layer_norm_eps": first.norm.eps,
+        "qk_layernorm": first.attn.qk_norm is not None,
+        "tie_word_embeddings": value.tie,
+        **llama.rope_config(first.attn.rope, first.attn.head_dim),
+    }
+
+
 def spec(config: Mapping[str, Any]) -> Spec:
     """config.json -> Spec. Raises UserError naming the key."""
     d, heads = keys.size(config, "hidden_size"), keys.size(config, "num_attention_heads")

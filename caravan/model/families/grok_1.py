@@ -38,9 +38,7 @@ drop rotary_emb
 def spec(config: Mapping[str, Any]) -> Spec:
     """config.json -> Spec. Raises UserError naming the key. Multipliers default to the release's."""
     d, heads = keys.size(config, "hidden_size"), keys.size(config, "num_attention_heads")
-    groups = keys.size(config, "num_key_value_heads", default=heads)
-    if heads % groups:
-        raise keys.wrong("num_key_value_heads", groups, f"a divisor of the {heads} query heads")
+    groups = keys.groups(config, heads)
     width = keys.size(config, "head_dim", default=keys.head_dim(d, heads, "num_attention_heads"))
     norm = Norm(kind="rms", eps=keys.real(config, "rms_norm_eps", default=1e-5), gain_fp32=True)
     attn = Attn(

@@ -31,9 +31,7 @@ def spec(config: Mapping[str, Any]) -> Spec:
     keys.refuse(config, "sliding_window")
     keys.refuse(config, "mamba_inner_layernorms", True)
     norm = Norm(kind="rms", eps=keys.real(config, "rms_norm_eps", default=1e-6))
-    groups = keys.size(config, "num_key_value_heads", default=heads)
-    if heads % groups:
-        raise keys.wrong("num_key_value_heads", groups, f"a divisor of the {heads} query heads")
+    groups = keys.groups(config, heads)
     attn = Attn(
         n_head=heads,
         n_kv=groups,

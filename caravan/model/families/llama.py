@@ -157,9 +157,7 @@ def spec(config: Mapping[str, Any], share: float = 1.0) -> Spec:
     `share`: part of a head that is rotated when no key says so.
     """
     d, heads = keys.size(config, "hidden_size"), keys.size(config, "num_attention_heads")
-    groups = keys.size(config, "num_key_value_heads", default=heads)
-    if heads % groups:
-        raise keys.wrong("num_key_value_heads", groups, f"a divisor of the {heads} query heads")
+    groups = keys.groups(config, heads)
     given = config.get("head_dim") is not None
     head_dim = keys.size(config, "head_dim") if given else keys.head_dim(d, heads, "num_attention_heads")
     bias = keys.flag(config, "attention_bias", default=False)

@@ -4,11 +4,12 @@ rotation of a share of each head, biases everywhere, the head included."""
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from caravan.model import keys
 from caravan.model.families import gpt_neox, llama
-from caravan.model.spec import FFN, Attn, Layer, Norm, Spec
+from caravan.model.spec import FFN, Norm, Spec
 
 ARCHITECTURE = "PhiForCausalLM"
 CLASSIFIER = "PhiForSequenceClassification"
@@ -26,54 +27,27 @@ drop rotary_emb
 
 def spec(config: Mapping[str, Any]) -> Spec:
     """config.json -> Spec. Raises UserError naming the key."""
-    d, heads = keys.size(config, "hidden_size"), keys.size(config, "num_attention_heads")
-    groups = keys.size(config, "num_key_value_heads", default=heads)
-    if heads % groups:
-        raise keys.wrong("num_key_value_heads", groups, f"a divisor of the {heads} query heads")
-    width = keys.head_dim(d, heads, "num_attention_heads")
+    value = replace(biased(config, act="gelu_new", qk_norm=False, context=2048), head_bias=True)
+    return llama.with_layers(replace(value, tie=keys.untied(config)), parallel=True, shared_norm=True)
+
+
+def biased(config: Mapping[str, Any], act: str, qk_norm: bool, context: int) -> Spec:
+    """Phi and Persimmon: layer norms, biases everywhere, half of each head rotated, no gate; the rest is what
+    they assume when no key says it."""
     norm = Norm(kind="layer", eps=keys.positive(config, "layer_norm_eps", default=1e-5), bias=True)
-    attn = Attn(
-        n_head=heads,
-        n_kv=groups,
-        head_dim=width,
+    named = keys.activation(config, "hidden_act", default=act)
+    return gpt_neox.equal_layers(
+        config,
+        norm,
+        FFN(kind="mlp", d_ff=keys.size(config, "intermediate_size"), act=named, bias=True),
+        whole=0.5,
+        context=context,
         qkv_bias=True,
         o_bias=True,
-        rope=gpt_neox.rope(config, width, whole=0.5),
-        qk_norm=norm if keys.flag(config, "qk_layernorm", default=False) else None,
-    )
-    act = keys.activation(config, "hidden_act", default="gelu_new")
-    layer = Layer(
-        attn=attn,
-        ffn=FFN(kind="mlp", d_ff=keys.size(config, "intermediate_size"), act=act, bias=True),
-        norm=norm,
-        parallel=True,
-        shared_norm=True,
-    )
-    return Spec(
-        vocab=keys.size(config, "vocab_size"),
-        d=d,
-        layers=(layer,) * keys.size(config, "num_hidden_layers"),
-        final_norm=norm,
-        max_pos=keys.size(config, "max_position_embeddings", default=2048),
-        tie=keys.untied(config),
-        head_bias=True,
+        qk_norm=norm if keys.flag(config, "qk_layernorm", default=qk_norm) else None,
     )
 
 
 def config(value: Spec) -> dict[str, Any]:
     """Spec -> config.json."""
-    first = value.layers[0]
-    return {
-        "hidden_size": value.d,
-        "num_attention_heads": first.attn.n_head,
-        "num_key_value_heads": first.attn.n_kv,
-        "num_hidden_layers": len(value.layers),
-        "intermediate_size": first.ffn.d_ff,
-        "max_position_embeddings": value.max_pos,
-        "vocab_size": value.vocab,
-        "hidden_act": first.ffn.act,
-        "layer_norm_eps": first.norm.eps,
-        "qk_layernorm": first.attn.qk_norm is not None,
-        "tie_word_embeddings": value.tie,
-        **llama.rope_config(first.attn.rope, first.attn.head_dim),
-    }
+    return gpt_neox.equal_config(value)

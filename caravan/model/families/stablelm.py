@@ -8,7 +8,7 @@ from typing import Any
 
 from caravan.model import keys
 from caravan.model.families import gpt_neox, llama
-from caravan.model.spec import FFN, Attn, Layer, Norm, Spec
+from caravan.model.spec import FFN, Norm, Spec
 
 ARCHITECTURE = "StableLmForCausalLM"
 CLASSIFIER = "StableLmForSequenceClassification"
@@ -31,57 +31,28 @@ def spec(config: Mapping[str, Any]) -> Spec:
 
     Raises UserError naming the key.
     """
-    d, heads = keys.size(config, "hidden_size"), keys.size(config, "num_attention_heads")
-    groups = keys.size(config, "num_key_value_heads", default=heads)
-    if heads % groups:
-        raise keys.wrong("num_key_value_heads", groups, f"a divisor of the {heads} query heads")
-    width = keys.head_dim(d, heads, "num_attention_heads")
     eps = keys.positive(config, "layer_norm_eps", "norm_eps", default=1e-5)
-    norm = Norm(kind="layer", eps=eps, bias=True)
-    attn = Attn(
-        n_head=heads,
-        n_kv=groups,
-        head_dim=width,
+    act = keys.activation(config, "hidden_act", default="silu")
+    value = gpt_neox.equal_layers(
+        config,
+        Norm(kind="layer", eps=eps, bias=True),
+        FFN(kind="glu", d_ff=keys.size(config, "intermediate_size"), act=act),
+        share=("rope_pct",),
+        whole=0.25,
+        context=4096,
         qkv_bias=keys.flag(config, "use_qkv_bias", default=False),
-        rope=gpt_neox.rope(config, width, share=("rope_pct",), whole=0.25),
         qk_norm=Norm(kind="layer", eps=eps) if keys.flag(config, "qk_layernorm", default=False) else None,
         qk_norm_over="per_head",
     )
-    act = keys.activation(config, "hidden_act", default="silu")
     parallel = keys.flag(config, "use_parallel_residual", default=False)
-    layer = Layer(
-        attn=attn,
-        ffn=FFN(kind="glu", d_ff=keys.size(config, "intermediate_size"), act=act),
-        norm=norm,
-        parallel=parallel,
-        shared_norm=parallel,
-    )
-    return Spec(
-        vocab=keys.size(config, "vocab_size"),
-        d=d,
-        layers=(layer,) * keys.size(config, "num_hidden_layers"),
-        final_norm=norm,
-        max_pos=keys.size(config, "max_position_embeddings", default=4096),
-        tie=keys.flag(config, "tie_word_embeddings", default=False),
-    )
+    return llama.with_layers(value, parallel=parallel, shared_norm=parallel)
 
 
 def config(value: Spec) -> dict[str, Any]:
     """Spec -> config.json."""
     first = value.layers[0]
     return {
-        "hidden_size": value.d,
-        "num_attention_heads": first.attn.n_head,
-        "num_key_value_heads": first.attn.n_kv,
-        "num_hidden_layers": len(value.layers),
-        "intermediate_size": first.ffn.d_ff,
-        "max_position_embeddings": value.max_pos,
-        "vocab_size": value.vocab,
-        "hidden_act": first.ffn.act,
-        "layer_norm_eps": first.norm.eps,
+        **gpt_neox.equal_config(value),
         "use_qkv_bias": first.attn.qkv_bias,
-        "qk_layernorm": first.attn.qk_norm is not None,
         "use_parallel_residual": first.parallel,
-        "tie_word_embeddings": value.tie,
-        **llama.rope_config(first.attn.rope, first.attn.head_dim),
     }
