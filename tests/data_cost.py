@@ -156,7 +156,7 @@ What grows with the number of documents lies in files and is looked at a few meg
 Sorting holds what `--memory-mb` of `corpus` and `dedup` says; a single key that very many texts share (a
 million copies of one page) is held whole, 56 bytes per text. What else is held depends on settings, not on
 the corpus: two batches of about 1 MB per worker (eight on Ray), 20,000 documents' signals for the quantiles,
-32,768 rows of signals.
+16,384 rows of signals.
 
 {memory}
 
@@ -197,8 +197,8 @@ for those who have its executors on Slurm: `Corpus(FOLDER)` reads a corpus artef
 ([shards](shards.md)).
 """
 UNBOUNDED = """the ranks of `dedup --semantic` (24 bytes per text), what `decontaminate`
-found in the texts that hold a benchmark's words, and the footer of a Parquet file of signals (about 80 MB per
-terabyte of text)."""
+found in the texts that hold a benchmark's words, and the footer of a Parquet file of signals (about 170 MB
+per terabyte of text)."""
 
 
 def page(price: float = PRICE, found: Results | None = None) -> str:

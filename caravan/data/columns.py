@@ -23,7 +23,7 @@ HELD_BYTES = 4 << 20
 """Of one column that may be mapped in at a time."""
 _FAULT_BYTES = 64 << 10
 """The kernel maps up to 16 pages around the one that was asked for."""
-_CHUNK = 1 << 16
+_CHUNK = 1 << 14
 _BLOCK = 1 << 12
 
 

@@ -18,7 +18,7 @@ from caravan.types import Document, UserError
 CLASSIFIED = ("quality", "toxicity")
 """Signals that need a trained classifier; `bits_per_byte` needs a model."""
 PERPLEXITY = "bits_per_byte"
-GROUP_ROWS = 1 << 15
+GROUP_ROWS = 1 << 14
 """Of a Parquet file: rows held until they are written."""
 
 
@@ -104,7 +104,7 @@ class Reader:
         for name in columns:
             if name not in there:
                 raise UserError(f"the signals hold no `{name}`", how(name))
-        self._left = self._file.iter_batches(GROUP_ROWS // 4, columns=["id", *columns])
+        self._left = self._file.iter_batches(GROUP_ROWS // 2, columns=["id", *columns])
         self._rows: dict[str, np.ndarray] = {}
 
     def take(self, count: int) -> dict[str, np.ndarray]:

@@ -216,10 +216,8 @@ class Spool:
         with open(self.path, "rb") as file:
             for at, shares in self._shares.chunks():
                 forced = self._forced[at : at + len(shares)].tolist()
-                for share, asked, line in zip(
-                    shares.tolist(), forced, file, strict=False
-                ):  # file last: it must
-                    # not be read from once the chunk is over
+                # The file comes last: nothing may be read from it once the chunk is over.
+                for share, asked, line in zip(shares.tolist(), forced, file, strict=False):
                     yield SPLITS[asked - 1] if asked else "heldout" if share < limit else "train", line
         self._shares.close()
         self._forced.close()

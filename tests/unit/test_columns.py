@@ -98,7 +98,7 @@ def test_what_came_before_by_128_bits(tmp_path: Path) -> None:
 
 def test_a_spool_longer_than_a_chunk(tmp_path: Path) -> None:
     spool = records.Spool(tmp_path / "lines")
-    count = 70_000
+    count = 40_000  # more than two chunks
     for k in range(count):
         spool.add(b"%d\n" % k, str(k), ("", "train", "heldout")[k % 3])
     rows = list(spool.split(0.25))

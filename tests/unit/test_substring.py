@@ -146,3 +146,9 @@ def test_cutting_a_text() -> None:
     assert without(text, [(11, 25)]) == "Keep this. And, keep."
     assert without(text, [(25, 35), (0, 11)]) == "Cut that now!"
     assert without(text, [(11, 20), (15, 25), (12, 14)]) == "Keep this. And, keep.", "cuts may overlap"
+
+
+def test_spans_are_joined_across_the_ranges_they_are_sorted_in(tmp_path: Path) -> None:
+    texts = [" ".join(fresh(1, 900)), " ".join(fresh(2, 50) + fresh(1, 900))]
+    for memory in (2_000, 5_000, 1 << 30):
+        assert search(tmp_path, texts, memory=memory) == [(1, 50, 950, 0, 0)]

@@ -43,6 +43,7 @@ def test_our_reader_and_steps_in_their_pipeline(tmp_path: Path) -> None:
     run.run()
     files = sorted((tmp_path / "out").glob("*.jsonl"))
     assert len(files) == 3, "each rank its share"
+    assert sum(len(file.read_bytes().splitlines()) for file in files) == wanted.facts["train"]
     got = {row["id"]: row for file in files for row in map(orjson.loads, file.read_bytes().splitlines())}
     kept = {d.id: d for d in records.read_documents(wanted / "train.jsonl.zst")}
     assert 20 < len(kept) < len(texts()) and wanted.facts["lines"]["c4_code"]["documents"] > 10

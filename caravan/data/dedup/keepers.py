@@ -23,7 +23,7 @@ from caravan.data.columns import Column
 
 SORT_BYTES = 56
 """What sorting takes per key: key, place, tie break, and the orders over them."""
-_CHUNK = 1 << 16
+_CHUNK = 1 << 14
 
 
 class Ranks:
