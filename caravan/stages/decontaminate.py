@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import orjson
 
 from caravan.data import benchmarks, rewrite, steps
@@ -57,7 +58,7 @@ def run(cfg: Config, inputs: Mapping[str, Artefact], out: Path, rt: Runtime) -> 
     wanted = benchmarks.wanted_in(folders, cfg.fewest_words)
     template = grams.template(wanted.index, wanted.owner_of, cfg.common_items)
     corpus = inputs["corpus"]
-    found: dict[int, list[Hit]] = {}
+    found: dict[int, np.ndarray] = {}  # a row per hit: objects would take six times the memory
     counts: Counter[int] = Counter()
     place, total = 0, int(corpus.facts.get("documents_out", 0))
     batches = steps.batches(rewrite.read(corpus.path), lambda row: len(row[1].text))
@@ -66,7 +67,7 @@ def run(cfg: Config, inputs: Mapping[str, Artefact], out: Path, rt: Runtime) -> 
     ):
         for one in searched:
             if one:
-                found[place] = one
+                found[place] = np.array([(hit.start, hit.stop, hit.gram) for hit in one], np.int64)
                 counts.update({hit.gram for hit in one})
             place += 1
         rt.report(place, total, "documents")
@@ -74,7 +75,8 @@ def run(cfg: Config, inputs: Mapping[str, Artefact], out: Path, rt: Runtime) -> 
     report = _Report(cfg, wanted)
     with rewrite.Rewrite(out) as files:
         for place, (split, document) in enumerate(rewrite.read(corpus.path)):
-            hits = [hit for hit in found.get(place, ()) if hit.gram not in spared]
+            rows = found.pop(place).tolist() if place in found else ()
+            hits = [Hit(*row) for row in rows if row[2] not in spared]
             if not hits:
                 files.keep(split, document)
                 continue
