@@ -122,7 +122,9 @@ def test_the_report_says_where_an_item_stood(world: Any) -> None:
 
 def test_settings_and_workers(world: Any) -> None:
     assert unseen(world, threads=2).id == unseen(world).id
-    assert HALF in ids(unseen(world, least_share=0.9))
+    everyone = {row["id"] for row in (*ENGLISH, *CHINESE)}
+    assert set(ids(unseen(world, least_share=0.9))) == everyone - {*PLANTED}
+    assert set(ids(unseen(world, least_share=0.5))) == everyone - {*PLANTED, HALF}
     assert len(ids(unseen(world, fewest_words=31))) == 12, "none is long enough"
 
 
