@@ -1,8 +1,7 @@
 """Models in and out of plain Hugging Face folders: config.json and safetensors, nothing else is ever
 executed.
 
-Keys are strict in both directions, shards are opened lazily, saved files are the same bytes for the same
-weights.
+Keys are strict in both directions, shards are opened lazily, the same weights are saved as the same bytes.
 """
 
 from __future__ import annotations
