@@ -11,10 +11,11 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from functools import lru_cache
+from functools import lru_cache, wraps
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +24,16 @@ from jinja2 import meta, nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.visitor import NodeTransformer
 
 from caravan.types import UserError
 
 LOOP_BUDGET = 1_000_000
 """Loop passes of one rendering, all loops together."""
 TEXT_BUDGET = 64 << 20
-"""Characters one expression may make."""
+"""Characters one expression may make, and one rendering."""
+WIDTH_BUDGET = 100_000
+"""Largest number that a text method or a filter is given."""
 
 
 FOLDER = Path(__file__).parent / "templates"
@@ -115,12 +119,23 @@ class _Generation(Extension):
 
 
 class _Environment(ImmutableSandboxedEnvironment):
-    intercepted_binops = frozenset(["+", "*", "**"])
+    intercepted_binops = frozenset(["+", "*", "**", "%"])
+
+    def call(  # type: ignore[override]
+        self, context: jinja2.runtime.Context, function: Any, /, *args: Any, **kwargs: Any
+    ) -> Any:
+        method = getattr(function, "__wrapped__", function)
+        text = getattr(method, "__self__", None)
+        if isinstance(text, str):
+            args = _modest(method.__name__, text, args, kwargs)
+        return super().call(context, function, *args, **kwargs)
 
     def call_binop(self, context: jinja2.runtime.Context, operator: str, left: Any, right: Any) -> Any:
         if operator == "**" and isinstance(right, int | float) and abs(right) > 64:
             raise jinja2.TemplateRuntimeError("power too large")
-        if operator == "+" and isinstance(left, str) and isinstance(right, str):
+        if operator == "%" and isinstance(left, str):
+            _modest("%", left, right if isinstance(right, tuple) else (right,), {})
+        if operator == "+" and isinstance(left, str | list | tuple) and isinstance(right, str | list | tuple):
             size = len(left) + len(right)
         elif operator == "*":
             size = max(
@@ -133,15 +148,74 @@ class _Environment(ImmutableSandboxedEnvironment):
             )
         else:
             size = 0
-        if size > TEXT_BUDGET:
-            raise jinja2.TemplateRuntimeError("makes too much text")
+        _fits(size)
         return super().call_binop(context, operator, left, right)
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
         tree = super()._parse(source, name, filename)
         for loop in tree.find_all(nodes.For):
             loop.iter = nodes.Filter(loop.iter, "__bounded__", [], [], None, None, lineno=loop.lineno)
-        return tree
+        return _Joins().visit(tree)  # type: ignore[no-any-return]
+
+
+class _Joins(NodeTransformer):
+    """`a ~ b` is joined by a filter that looks at the lengths first."""
+
+    def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
+        self.generic_visit(node)
+        pair = nodes.List(node.nodes, lineno=node.lineno)
+        return nodes.Filter(pair, "__joined__", [], [], None, None, lineno=node.lineno)
+
+
+def _joined(parts: list[Any]) -> Any:
+    _fits(sum(len(part) for part in parts if isinstance(part, str)))
+    return jinja2.runtime.str_join(parts)
+
+
+def _fits(size: int) -> None:
+    if size > TEXT_BUDGET:
+        raise jinja2.TemplateRuntimeError("makes too much text")
+
+
+_WIDE = re.compile(r"(%[^a-zA-Z%]*|\{[^{}]*)[0-9]{6}")
+"""A place of a format that is wider than any text needs."""
+
+
+def _modest(name: str, value: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
+    """The arguments of a method of texts or of a filter, looked through: a width, a count or a piece of text
+    could ask for more memory than there is."""
+    for given in (*args, *kwargs.values()):
+        if isinstance(given, int) and abs(given) > WIDTH_BUDGET:
+            raise jinja2.TemplateRuntimeError(f"'{name}' with the number {given}")
+    if name in ("format", "format_map", "%") and _WIDE.search(str(value)):
+        raise jinja2.TemplateRuntimeError("formats to a width of six digits")
+    if name == "replace" and len(args) > 1:
+        text, old, new = str(value), str(args[0]), str(args[1])
+        _fits(len(text) + (text.count(old) if old else len(text) + 1) * len(new))
+    if name == "join" and isinstance(value, str) and args:
+        items = list(islice(args[0], LOOP_BUDGET + 1))
+        if len(items) > LOOP_BUDGET:
+            raise jinja2.TemplateRuntimeError(f"joins more than {LOOP_BUDGET:,} pieces")
+        _fits(sum(len(item) if isinstance(item, str) else 0 for item in items) + len(value) * len(items))
+        return (items, *args[1:])
+    return args
+
+
+def _modest_filter(name: str, filter: Callable[..., Any]) -> Callable[..., Any]:
+    """The same filter behind `_modest`. Some take the context or the environment before the value."""
+    first = 1 if hasattr(filter, "jinja_pass_arg") else 0
+
+    @wraps(filter)
+    def looked(*args: Any, **kwargs: Any) -> Any:
+        if name == "join" and len(args) > first and not isinstance(args[first], str):
+            items = list(islice(args[first], LOOP_BUDGET + 1))
+            between = args[first + 1] if len(args) > first + 1 else kwargs.get("d", "")
+            _modest(name, str(between), (items,), {})
+            args = (*args[:first], items, *args[first + 1 :])
+        _modest(name, args[first] if name != "join" else None, args[first + 1 :], kwargs)
+        return filter(*args, **kwargs)
+
+    return looked
 
 
 def _refuse(message: str) -> None:
@@ -199,10 +273,21 @@ def _today(form: str) -> str:
     return TODAY.strftime(form)
 
 
+def _at_most(pieces: Iterable[str]) -> Iterator[str]:
+    """The pieces of a rendering, up to the budget of one expression."""
+    size = 0
+    for piece in pieces:
+        size += len(piece)
+        _fits(size)
+        yield piece
+
+
 def _environment() -> _Environment:
     environment = _Environment(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
     environment.filters["tojson"] = _to_json
-    environment.filters["__bounded__"] = _bounded
+    environment.filters |= {name: _modest_filter(name, f) for name, f in environment.filters.items()}
+    environment.filters |= {"__bounded__": _bounded, "__joined__": _joined}
+    environment.globals.pop("lipsum")  # text by the gigabyte, and no use
     environment.globals["raise_exception"] = _refuse
     environment.globals["strftime_now"] = _today
     environment.globals["dict"] = _Dict()
@@ -248,13 +333,14 @@ def fill(
     refuses the messages, or when it fails.
     """
     try:
-        return _compiled(source).render(
+        pieces = _compiled(source).generate(
             messages=list(messages),
             add_generation_prompt=generation_prompt,
             tools=list(tools) if tools is not None else None,
             documents=list(documents) if documents is not None else None,
             **{**tokens, **(settings or {}), "__budget__": _Budget()},
         )
+        return "".join(_at_most(pieces))
     except TemplateRefusal as error:
         raise UserError(
             f"the chat template refuses these messages: {error}",
@@ -267,6 +353,7 @@ def fill(
         KeyError,
         AttributeError,
         OverflowError,
+        MemoryError,
         ZeroDivisionError,
         RecursionError,
     ) as error:

@@ -361,6 +361,23 @@ def test_refusal_comes_with_the_templates_words() -> None:
         "{% for a in range(90000) %}{% for b in range(90000) %}{% endfor %}{% endfor %}",
         "{{ 'a' * 999999999 }}",
         "{{ 2 ** 99999999 }}",
+        "{{ 'x'.ljust(10 ** 10) }}",
+        "{{ 'x'|center(10 ** 10) }}",
+        "{{ 'x'|indent(10 ** 10) }}",
+        "{{ messages|tojson(indent=10 ** 9) }}",
+        "{{ messages|batch(10 ** 10, 'x')|list }}",
+        "{{ '%10000000000s' % 'x' }}",
+        "{{ '%10000000000s'|format('x') }}",
+        "{{ '{:>10000000000}'.format('x') }}",
+        "{{ ('x' * 10 ** 7).replace('x', 'y' * 10 ** 6) }}",
+        "{{ ('x' * 10 ** 7)|replace('x', 'y' * 10 ** 6) }}",
+        "{{ ','.join(['x' * 10 ** 6] * 10 ** 6) }}",
+        "{{ (['x' * 10 ** 6] * 10 ** 6)|join(',') }}",
+        "{{ 'ab'.join('c' * 60000000) }}",
+        "{{ lipsum(n=10 ** 7) }}",
+        "{% set ns = namespace(x='x' * 10 ** 6) %}"
+        "{% for i in range(16) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}{{ ns.x }}",
+        "{% set x = 'x' * 10 ** 7 %}{% for i in range(1000) %}{{ x }}{% endfor %}",
         "{{ raise_exception('no') }}",
         "{{ undefined_function() }}",
         "{{ messages[99].role }}",
@@ -370,6 +387,16 @@ def test_refusal_comes_with_the_templates_words() -> None:
 def test_malicious_or_broken_template_is_an_error_not_a_hang(source: str) -> None:
     with pytest.raises(UserError):
         template.fill(source, [{"role": "user", "content": "x"}], True, {})
+
+
+def test_what_templates_do_with_texts_is_not_held_up() -> None:
+    source = (
+        "{{ 'no. 1234567: %s|%5.1f' % ('a', 2) }}{{ '123456 {:>4}'.format('b') }}{{ ['a', 1]|join('~') }}"
+    )
+    source += (
+        "{{ '-'.join(['x', 'y']) ~ 1 ~ ('b'|center(3)) }}{{ 'aXa'.replace('X', 'yy')|replace('y', 'z', 1) }}"
+    )
+    assert template.fill(source, [], True, {}) == "no. 1234567: a|  2.0123456    ba~1x-y1 b azya"
 
 
 def test_template_tools_of_the_trade() -> None:
