@@ -75,7 +75,8 @@ def _yarn(rope: Rope, scaling: RopeScaling, inv_F: Tensor) -> tuple[Tensor, floa
     if scaling.truncate:
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, rope.dim - 1)
-    ramp_F = (torch.arange(rope.dim // 2, dtype=torch.float32) - low) / max(high - low, 0.001)
+    # an original context of a few tokens ends before it begins: transformers then stretches nothing
+    ramp_F = (torch.arange(rope.dim // 2, dtype=torch.float32) - low) / (high - low or 0.001)
     stretch_F = ramp_F.clamp(0, 1)
     factor = scaling.attention_factor
     if factor is None:

@@ -43,5 +43,21 @@ CASES = [
         packing="transformers takes the longest row's frequencies for all rows",
     ),
     Case(name="llama-yarn", hf=causal("Llama", LLAMA | YARN), wrong=wrong_rope(scaling=None)),
+    Case(
+        name="llama-yarn-short",  # where the ramp ends before it begins
+        hf=causal(
+            "Llama",
+            LLAMA
+            | rope(
+                "yarn",
+                factor=4.0,
+                original_max_position_embeddings=8,
+                beta_fast=16.0,
+                beta_slow=2.0,
+                truncate=False,
+            ),
+        ),
+        wrong=wrong_rope(scaling=None),
+    ),
     Case(name="llama-yarn-mscale", hf=causal("Llama", LLAMA | MSCALE), wrong=wrong_rope(scaling=None)),
 ]
