@@ -181,10 +181,12 @@ class _Epochs:
             raise UserError(
                 "no examples to train on", "look at the facts and at quarantine.jsonl of the data"
             )
+        if batch_tokens < 1:
+            raise UserError(f"a step of {batch_tokens} tokens trains nothing", "give --batch-tokens above 0")
         self.sizes = np.asarray(sizes, dtype=np.int64)
         self.seed = seed
         total, longest = int(self.sizes.sum()), int(self.sizes.max())
-        self.steps = max(1, min(round(total / max(1, batch_tokens)), total // longest))
+        self.steps = max(1, min(round(total / batch_tokens), total // longest))
         self._epoch = -1
         self._order = self._first = self.sizes
 

@@ -9,6 +9,7 @@ of pre-training.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 import tempfile
@@ -89,6 +90,11 @@ def main(cfg: Config, store: Store, rt: stage.Runtime) -> int:
             raise UserError(f"there is no file or folder {path}", "the path is taken from the current folder")
     if not 0 < cfg.scale <= 100:
         raise UserError(f"scale is {cfg.scale}", "1 is the full quickstart, 0.05 a first look")
+    if not cfg.base:
+        from caravan.model.sizes import shape
+
+        shape(cfg.size, None)  # a slip here must not come up after minutes of other stages
+    _may_write(cfg.report)
     c = Caravan(store, rt)
     road = walk(c, cfg)
     page = finish(c, cfg, road)
@@ -96,6 +102,13 @@ def main(cfg: Config, store: Store, rt: stage.Runtime) -> int:
         return _serve(cfg, store, rt, road)
     print(page)
     return 0
+
+
+def _may_write(page: Path) -> None:
+    """UserError, before the road, where its last step could not write the report."""
+    folder = next(p for p in page.absolute().parents if p.exists())
+    if page.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise UserError(f"--report {page} cannot be written", "give a file in a folder that is yours")
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ def render(template: Path, facts: Mapping[str, Any]) -> str:
 
 def write(text: str, path: Path) -> Path:
     """Put the page there in one rename. UserError when the folder cannot be written."""
+    draft = ""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, draft = tempfile.mkstemp(dir=path.parent, suffix=".html")
@@ -36,6 +37,8 @@ def write(text: str, path: Path) -> Path:
         os.chmod(draft, 0o644)
         os.replace(draft, path)
     except OSError as problem:
+        if draft:
+            Path(draft).unlink(missing_ok=True)
         raise UserError(f"the page cannot be written: {problem.strerror}", f"see {path.parent}") from problem
     return path
 

@@ -24,7 +24,7 @@ from caravan.systems import audit, parallel, state
 from caravan.systems.guard import Guard, GuardConfig
 from caravan.systems.metrics import Journal
 from caravan.systems.train import Trainee, train_step
-from caravan.types import Batch, Loss
+from caravan.types import Batch, Loss, UserError
 
 if TYPE_CHECKING:
     from caravan.stage import Runtime
@@ -59,6 +59,10 @@ class LoopConfig:
     anchor_steps: int = 200
     """A checkpoint to roll back to is kept every so many steps; 0 never."""
     guard: GuardConfig = field(default_factory=GuardConfig)
+
+    def __post_init__(self) -> None:
+        if self.micro_tokens < 1:
+            raise UserError(f"a pass of {self.micro_tokens} tokens is none", "give --micro-tokens above 0")
 
 
 @dataclass

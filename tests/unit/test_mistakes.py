@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 
 import pytest
 
 from caravan import cli
+from caravan.data.loader import ExampleLoader
+from caravan.data.render import Rendered
+from caravan.report import page
 from caravan.store import Store
+from caravan.systems.loop import LoopConfig
+from caravan.types import UserError
 
 
 @pytest.fixture
@@ -76,3 +82,36 @@ def test_a_missing_input_says_that_a_file_will_do(chats: Path, capsys: pytest.Ca
     assert cli.main(["sft", "--base", "x"]) == 2
     said = capsys.readouterr().err
     assert "error: sft needs --data: conversations\n" in said and "a file or folder to make it of" in said
+
+
+def test_what_ends_the_quickstart_is_looked_at_before_its_first_stage(
+    chats: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (chats.parent / "file").write_text("no folder")
+    for words, said in (
+        (("--size", "tinny"), "unknown size 'tinny'"),
+        (("--report", "file/report.html"), "--report file/report.html cannot be written"),
+        (("--report", "."), "--report . cannot be written"),
+    ):
+        assert cli.main(["quickstart", "--no-serve", *words]) == 2
+        assert said in capsys.readouterr().err
+    assert not (chats.parent / "store").exists()
+
+
+def test_a_page_that_cannot_be_finished_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(draft: str, path: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(page.os, "replace", full)
+    with pytest.raises(UserError, match="No space left"):
+        page.write("text", tmp_path / "report.html")
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_tokens_are_no_batch() -> None:
+    with pytest.raises(UserError, match="trains nothing"):
+        ExampleLoader([Rendered(ids=[1, 2, 3], mask=[False, True, True])], 0)
+    with pytest.raises(UserError, match="pass of -1 tokens"):
+        LoopConfig(steps=1, micro_tokens=-1)
