@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-HELD_BYTES = 4 << 20
+HELD_BYTES = 1 << 20
 """Of one column that may be mapped in at a time."""
 _FAULT_BYTES = 64 << 10
 """The kernel maps up to 16 pages around the one that was asked for."""
