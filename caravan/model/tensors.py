@@ -131,6 +131,11 @@ class TensorFile:
         """Read a tensor into `out` of the same shape, whatever its type, device and strides."""
         entry = self.entries[key]
         assert out.shape == entry.shape, key
+        if out.is_floating_point() and not entry.dtype.is_floating_point:
+            raise UserError(
+                f"{self.path}: tensor '{key}' holds {str(entry.dtype).removeprefix('torch.')}, not weights",
+                "quantised weights need a 'quantization_config' in config.json that says what they mean",
+            )
         if not out.is_contiguous():
             out.copy_(self.read(key))
             return

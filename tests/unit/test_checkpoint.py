@@ -262,3 +262,12 @@ def test_asking_whether_a_tensor_is_there_reads_nothing(
     for names in (plain, tensors.Renamed(plain), tensors.Renamed(tensors.Renamed(plain), lambda n: f"a.{n}")):
         here = f"a.{some}" if f"a.{some}" in list(names) else some
         assert here in names and "nobody.weight" not in names
+
+
+@pytest.mark.parametrize("kind", [torch.int8, torch.bool])
+def test_integers_are_no_weights(folder: Path, kind: torch.dtype) -> None:
+    stored = load_file(folder / "model.safetensors")
+    key = next(key for key in stored if "down_proj" in key)
+    save_file({**stored, key: stored[key].to(kind)}, folder / "model.safetensors")
+    with pytest.raises(UserError, match=f"'{key}' holds {str(kind)[6:]}, not weights"):
+        checkpoint.load_model(folder)
