@@ -1,12 +1,12 @@
 """Peak memory of the road from text to shards, of some documents and of ten times as many, under one flag;
 prints JSON.
 
-    python bench/memory.py [--documents 20000] [--growth 10] [--memory 2] [--output FILE]
+    python bench/memory.py [--documents 30000] [--growth 10] [--memory 2] [--output FILE]
 
 The documents are made up: of ten, one is a copy and one nearly a copy of another. Every stage runs in a
 process of its own with one worker; its peak is VmHWM, which counts pages of mapped files. `--memory` is what
 the stages that sort are given (megabytes). With fewer documents than signals keeps for its quantiles (20,000)
-the first run is still filling what the second one has full.
+or writes at once, the first run is still filling what the second one has full.
 
 No stage is timed: this may run on a busy machine.
 """
@@ -110,7 +110,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--documents", type=int, default=20_000)
+    parser.add_argument("--documents", type=int, default=30_000)
     parser.add_argument("--growth", type=int, default=10)
     parser.add_argument("--memory", type=int, default=2)
     parser.add_argument("--stage", help=argparse.SUPPRESS)
