@@ -216,9 +216,8 @@ def execute(
         return hit
     if rank() > 0:
         return _follow(store, question, rt)
-    with store.work(
-        name, question.key, waiting=lambda: rt.report(0, 0, "waiting for another process")
-    ) as work:
+    waiting = functools.partial(rt.report, 0, 0, "waiting for another process")
+    with store.work(name, question.key, waiting=waiting) as work:
         if hit := store.find(question.key):  # another process answered while we waited for the lock
             return hit
         (work / "asked.json").write_text(json.dumps(dict(question.asked), indent=1))

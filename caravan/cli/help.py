@@ -42,6 +42,23 @@ SHOWING = {
     ),
 }
 
+SHOWING_FLAGS = {
+    "show": {"json": ("", "The whole record as JSON, with every setting and fact.")},
+    "inspect": {"json": ("", "The same as JSON.")},
+    "gc": {
+        "older_than_days": (
+            "DAYS",
+            "Leave runs that were written to within so many days; 0.5 is a number. (default: 7)",
+        ),
+        "unnamed": (
+            "",
+            "Also remove artefacts that have no name and that nothing with a name was made from.",
+        ),
+        "dry_run": ("", "Say what would be removed, and how large it is, and remove nothing."),
+    },
+}
+"""What the flags of these commands do."""
+
 RUNTIME = {
     "store": ("DIR", "Folder of all artefacts. (default: $CARAVAN_STORE, else .caravan here)"),
     "device": ("auto|cpu|cuda", "Where tensors are computed. (default: auto)"),
@@ -105,7 +122,9 @@ def page(command: str, path: Path) -> str:
     """The help of one command: what it does, inputs, settings, run flags."""
     if command in SHOWING:
         words, doc = SHOWING[command]
-        return "\n".join([f"usage: caravan {command} {words} [--store DIR]", "", doc])
+        lines = [f"usage: caravan {command} {words} [--store DIR]", "", doc, "", "settings"]
+        flags = SHOWING_FLAGS.get(command, {}) | {"store": RUNTIME["store"]}
+        return "\n".join([*lines, *(row for flag, said in flags.items() for row in _flag(flag, *said))])
     tree = ast.parse(path.read_text(encoding="utf-8"))
     roles = {} if command in PROGRAMS | DIRECT else stage.literal(path, "INPUTS") or {}
     config = list(settings(path, "Config"))

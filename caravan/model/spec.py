@@ -287,9 +287,8 @@ class Spec:
 
 @functools.lru_cache(maxsize=64)
 def _parameters(spec: Spec) -> int:
-    import torch  # a Spec itself needs none
-
+    from caravan.model.blank import blank  # a Spec itself needs no torch
     from caravan.model.decoder import Decoder
 
-    with torch.device("meta"):
+    with blank():
         return sum(p.numel() for p in Decoder(spec).parameters() if p.requires_grad)

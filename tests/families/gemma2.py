@@ -10,6 +10,11 @@ GEMMA2 = LLAMA | {"head_dim": 12, "query_pre_attn_scalar": 20, "sliding_window":
 CASES = [
     Case(name="gemma2", hf=causal("Gemma2", GEMMA2), wrong=wrong_attn(softcap=None), gradients=True),
     Case(
+        name="gemma2-global",
+        hf=causal("Gemma2", GEMMA2 | {"layer_types": ["full_attention"] * GEMMA2["num_hidden_layers"]}),
+        wrong=wrong_attn(softcap=None),
+    ),
+    Case(
         name="gemma2-uncapped",
         hf=causal("Gemma2", GEMMA2 | {"attn_logit_softcapping": None}),
         wrong=wrong_spec(logit_softcap=30.0),

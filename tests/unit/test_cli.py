@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -386,3 +387,10 @@ def test_a_closed_pipe_is_no_error(tmp_path: Path) -> None:
     words = f"{sys.executable} -m caravan --help | head -c 1; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", words], env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0 and not done.stderr
+
+
+@pytest.mark.parametrize("command", sorted(pages.SHOWING))
+def test_help_explains_every_flag_of_its_usage(command) -> None:
+    shown = pages.page(command, Path())
+    for flag in re.findall(r"--[a-z-]+", pages.SHOWING[command][0]):
+        assert re.search(rf"^  {flag}\b.*\S \S", shown, re.MULTILINE), flag

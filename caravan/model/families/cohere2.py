@@ -35,4 +35,4 @@ def config(value: Spec) -> dict[str, Any]:
     del result["use_qk_norm"]
     kinds = ["sliding_attention" if attn.rope else "full_attention" for attn in value.attns]
     size = next((attn.window for attn in value.attns if attn.window), None)
-    return {**result, "sliding_window": size, "layer_types": kinds}
+    return {**result, "layer_types": kinds, **({"sliding_window": size} if size else {})}

@@ -53,13 +53,14 @@ def _cap(config: Mapping[str, Any], name: str) -> float | None:
 def config(value: Spec) -> dict[str, Any]:
     """Spec -> config.json."""
     first = value.layers[0].attn
+    size = next((attn.window for attn in value.attns if attn.window), None)
     return {
         **gemma.config(value),
         "query_pre_attn_scalar": scalar(first.scale),
         "attn_logit_softcapping": first.softcap,
         "final_logit_softcapping": value.logit_softcap,
-        "sliding_window": next((attn.window for attn in value.attns if attn.window), None),
         "layer_types": llama.written_kinds(value),
+        **({"sliding_window": size} if size else {}),
     }
 
 

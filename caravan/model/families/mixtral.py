@@ -9,6 +9,7 @@ from typing import Any
 from caravan.model import keys
 from caravan.model.families import llama
 from caravan.model.spec import FFN, MoE, Spec
+from caravan.types import UserError
 
 ARCHITECTURE = "MixtralForCausalLM"
 CLASSIFIER = "MixtralForSequenceClassification"
@@ -76,6 +77,12 @@ def with_experts(value: Spec, moe: Callable[[int], MoE | None]) -> Spec:
             layer.ffn if knobs is None else FFN(kind="moe", d_ff=layer.ffn.d_ff, act=layer.ffn.act, moe=knobs)
         )
         layers.append(replace(layer, ffn=ffn))
+    if not any(layer.ffn and layer.ffn.moe for layer in layers):
+        raise UserError(
+            "no layer of this mixture of experts has experts",
+            "config.json: look at `mlp_only_layers`, `decoder_sparse_step` or `first_k_dense_replace`; "
+            "a dense model has another model_type",
+        )
     return replace(value, layers=tuple(layers))
 
 
