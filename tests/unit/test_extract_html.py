@@ -77,6 +77,7 @@ def test_without_the_extra_the_plain_engine_works_and_says_so(monkeypatch, tmp_p
     real = importlib.util.find_spec
     gone = ("resiliparse", "trafilatura")
     monkeypatch.setattr(importlib.util, "find_spec", lambda n, *a: None if n in gone else real(n, *a))
+    monkeypatch.setattr(html, "usable", html.usable.__wrapped__)
     page = pages.page("The notebook", STORY, "named", 1)
     assert extract.extract(page, engine="accurate").engine == "plain"
     (tmp_path / "a.html").write_text(page)

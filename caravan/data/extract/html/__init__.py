@@ -42,6 +42,7 @@ def engines() -> tuple[str, ...]:
     return tuple(sorted(p.stem for p in Path(__file__).parent.glob("*.py") if not p.stem.startswith("_")))
 
 
+@lru_cache(maxsize=8)
 def usable(engine: str) -> str:
     """`engine`, or "plain" if the modules it needs are not installed. Raises UserError for another name."""
     if engine not in engines():
