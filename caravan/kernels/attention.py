@@ -6,8 +6,8 @@ or key head, V width of a value head.
 Segments of like length are laid side by side in a bucket, padded on the right to its longest: right padding
 is invisible to causal queries, and what the padded queries compute is thrown away. When all segments are
 equally long (packed pre-training rows) nothing is gathered. Rows then go through torch's fused attention, or
-through tiles (kernels/tiles.py) where that is slow (bf16 on a CPU) or does not know what is asked: windows,
-ALiBi, capped scores, prefixes.
+through tiles (kernels/tiles.py) where that is slow (on a CPU) or does not know what is asked: windows, ALiBi,
+capped scores, prefixes.
 """
 
 from __future__ import annotations
@@ -211,7 +211,7 @@ class Segments:
     def _rows(self, bucket: Bucket, q: Tensor, k: Tensor, v: Tensor, attn: Scoring) -> Tensor:
         """[B*T, H, E] -> [B*T, H, V]: attention within each row of a bucket."""
         if is_plain(attn, bucket.width) and self.prefix is None:
-            if q.dtype == torch.bfloat16 and q.device.type == "cpu":
+            if q.device.type == "cpu" and q.dtype in (torch.bfloat16, torch.float32):
                 return Tiled.apply(q, k, v, bucket.rows, attn.scale, None)
             q, k, v = (x.view(bucket.rows, bucket.width, *x.shape[1:]).transpose(1, 2) for x in (q, k, v))
             grouped = q.shape[1] != k.shape[1]

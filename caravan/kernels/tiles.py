@@ -3,8 +3,8 @@
 B rows of T tokens, H query heads, K key/value heads, E width of a query or key head, V width of a value head,
 R = H * B independent problems, Q queries of a tile.
 
-In bf16 on a CPU torch's fused attention is slow (its backward above all), while these products run near the
-speed of the machine. Tiles nobody sees (above the diagonal, beyond a window) are never computed.
+On a CPU torch's fused attention is slow (in bf16, and its backward above all), while these products run near
+the speed of the machine. Tiles nobody sees (above the diagonal, beyond a window) are never computed.
 """
 
 from __future__ import annotations
