@@ -29,8 +29,8 @@ def hidden_states(model: Any, batch: Batch) -> tuple[Tensor, Segments]:
     ids_N, pos_N, lengths = batch.ids_N, batch.pos_N, batch.lengths
     more = -len(ids_N) % ROUND if _rounds(model) else 0
     if more:
-        ids_N = F.pad(ids_N, (0, more))
-        pos_N = torch.cat([pos_N, torch.arange(more)])
+        # All at position 0: a table of positions may be shorter than they are many.
+        ids_N, pos_N = F.pad(ids_N, (0, more)), F.pad(pos_N, (0, more))
         lengths = (*lengths, more)
     attend = Segments(lengths, ids_N.device, prefixes(model.spec, ids_N, lengths))
     hidden_ND = model(ids_N, pos_N, attend)

@@ -7,6 +7,7 @@ from caravan.data.pack import lm_batch
 from caravan.data.render import Rendered
 from caravan.model import flat
 from caravan.model.decoder import Decoder
+from caravan.model.families.gpt2 import spec as gpt2
 from caravan.model.families.mixtral import spec as mixtral
 from caravan.model.sizes import derive, fresh
 from caravan.systems.train import lm_loss
@@ -71,3 +72,11 @@ def test_where_experts_are_chosen_nothing_is_added(monkeypatch) -> None:
     )  # fmt: skip
     read, _ = tokens_read(fresh(spec, 0).to(torch.bfloat16), batch(40, 30, 7), monkeypatch)
     assert read == 77
+
+
+def test_a_table_of_few_positions_is_enough() -> None:
+    spec = gpt2(
+        {"model_type": "gpt2", "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 8, "vocab_size": 64}
+    )
+    hidden_ND, _ = flat.hidden_states(fresh(spec, 0).to(torch.bfloat16), batch(8, 3))
+    assert hidden_ND.shape == (11, 16) and hidden_ND.isfinite().all()
