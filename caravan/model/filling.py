@@ -3,11 +3,18 @@
 A parameter is allocated once, in the type and on the device where it stays, and each source is read straight
 into its rows: the rules read backwards take an empty parameter apart into views of itself. Only where a rule
 reorders rows is a source read first and copied then. So memory holds the weights and one tensor more.
+
+What is read straight is read in the order of the files, by a few threads that each take one stretch: fetching
+pages from the disk and copying them into fresh memory cost about the same, and so they overlap.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+import os
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor
@@ -15,6 +22,9 @@ from torch import Tensor
 from caravan.model import rules
 from caravan.model.tensors import Tensors
 from caravan.types import UserError
+
+READERS = min(4, os.cpu_count() or 1)
+"""Threads that read files."""
 
 
 def fill(
@@ -31,14 +41,16 @@ def fill(
     Raises UserError naming the key when a shape is not what config.json says; shapes that headers tell are
     all compared before anything is allocated.
     """
-    direct = [
+    straight = [
         _check(step, keys, tensors, shapes[step.target], where)
         for step, keys in zip(steps, sources, strict=True)
     ]
-    result = {}
-    for step, keys, straight in zip(steps, sources, direct, strict=True):
+    result: dict[str, Tensor] = {}
+
+    def make(i: int) -> None:
+        step, keys = steps[i], sources[i]
         target = torch.empty(tuple(shapes[step.target]), dtype=dtypes[step.target], device=device)
-        if straight:
+        if straight[i]:
             for key, part in zip(keys, rules.backwards(target, step), strict=True):
                 _read(tensors, key, part, step, where)
         else:
@@ -47,7 +59,40 @@ def fill(
                 raise _unfit(where, keys[0], step, made.shape, target.shape)
             target.copy_(made)
         result[step.target] = target
+
+    places = {i: _place(tensors, keys[0]) for i, keys in enumerate(sources) if straight[i]}
+    found = sorted((place, i) for i, place in places.items() if place is not None)
+    _side_by_side(make, [(i, math.prod(shapes[steps[i].target])) for _, i in found])
+    for i in range(len(steps)):
+        if places.get(i) is None:
+            make(i)
     return result
+
+
+def _place(tensors: Mapping[str, Tensor], key: str) -> tuple[str, int] | None:
+    return tensors.place(key) if isinstance(tensors, Tensors) else None
+
+
+def _side_by_side(make: Callable[[int], None], jobs: Sequence[tuple[int, int]]) -> None:
+    """make(i) for all (i, size), each reader on a run of neighbours, the runs about equal in size."""
+    share = max(1, -(-sum(size for _, size in jobs) // READERS))
+    runs: list[deque[int]] = [deque() for _ in range(READERS)]
+    before = 0
+    for i, size in jobs:
+        runs[min(before // share, READERS - 1)].append(i)
+        before += size
+
+    def walk(run: deque[int]) -> None:
+        while run:
+            make(run.popleft())
+
+    with ThreadPoolExecutor(READERS) as readers:
+        try:
+            list(readers.map(walk, runs))
+        except BaseException:  # whoever interrupts does not wait until all is read
+            for run in runs:
+                run.clear()
+            raise
 
 
 def _check(

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
+import threading
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +26,7 @@ from caravan.types import UserError
 SHARD_BYTES = 5_000_000_000
 HEADER_BYTES = 100_000_000
 """Longest header that is read."""
-PIECE_BYTES = 32 << 20
+PIECE_BYTES = 8 << 20
 """A tensor that changes its type on the way in does so in pieces of this size."""
 
 TYPES = {
@@ -55,7 +55,8 @@ class TensorFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            self._file: IO[bytes] = open(path, "rb", buffering=0)  # noqa: SIM115 (lives as long as self)
+            self._opened = threading.local()
+            self._opened.file = open(path, "rb", buffering=0)  # noqa: SIM115 (lives as long as self)
             size = path.stat().st_size
         except FileNotFoundError:
             raise UserError(f"{path} is missing", "the download is incomplete") from None
@@ -69,7 +70,7 @@ class TensorFile:
         )
 
     def _header(self, size: int) -> dict[str, Entry]:
-        length = int.from_bytes(self._file.read(8), "little")
+        length = int.from_bytes(self._mine().read(8), "little")
         if size < 8 or length > min(size - 8, HEADER_BYTES):
             raise self._damaged(f"its header should have {length} bytes, the file has {size}")
 
@@ -84,7 +85,7 @@ class TensorFile:
             raise ValueError(f"{word} is no number")
 
         try:
-            text = self._file.read(length).decode("utf-8")
+            text = self._mine().read(length).decode("utf-8")
             header = json.loads(text, object_pairs_hook=once, parse_constant=refuse)
         except (ValueError, RecursionError) as error:
             raise self._damaged(f"its header is not JSON ({error})") from None
@@ -154,15 +155,23 @@ class TensorFile:
         if not flat.numel():
             return
         view = flat.view(torch.uint8).numpy().data
-        if hasattr(os, "posix_fadvise"):  # one long request: the disk works ahead of the copying
-            os.posix_fadvise(self._file.fileno(), start, len(view), os.POSIX_FADV_WILLNEED)
-        self._file.seek(start)
-        done = 0
+        done, file = 0, self._mine()
+        file.seek(start)
         while done < len(view):
-            count = self._file.readinto(view[done:])  # type: ignore[attr-defined]
+            count = file.readinto(view[done:])  # type: ignore[attr-defined]
             if not count:
                 raise self._damaged("it became shorter while it was read")
             done += count
+
+    def _mine(self) -> IO[bytes]:
+        """The file, opened once per thread: each has its own place, and the system reads ahead of each."""
+        if not hasattr(self._opened, "file"):
+            try:
+                self._opened.file = open(self.path, "rb", buffering=0)  # noqa: SIM115 (lives with the thread)
+            except OSError as error:
+                raise self._damaged(str(error)) from None
+        file: IO[bytes] = self._opened.file
+        return file
 
 
 class Tensors(Mapping[str, Tensor]):
@@ -173,6 +182,11 @@ class Tensors(Mapping[str, Tensor]):
         return any(key == name for name in self)
 
     def shape(self, key: str) -> tuple[int, ...] | None:
+        return None
+
+    def place(self, key: str) -> tuple[str, int] | None:
+        """File and first byte of a tensor that `fill` reads straight from there, in several threads at once
+        if asked; None where filling needs memory of its own."""
         return None
 
     def fill(self, key: str, out: Tensor) -> None:
@@ -251,6 +265,9 @@ class TensorFolder(Tensors):
     def shape(self, key: str) -> tuple[int, ...] | None:
         return self.entry(key).shape
 
+    def place(self, key: str) -> tuple[str, int] | None:
+        return self.where[key], self.entry(key).start
+
     def fill(self, key: str, out: Tensor) -> None:
         self._file(self.where[key]).fill(key, out)
 
@@ -295,6 +312,9 @@ class Renamed(Tensors):
 
     def shape(self, key: str) -> tuple[int, ...] | None:
         return self.tensors.shape(self.where[key]) if isinstance(self.tensors, Tensors) else None
+
+    def place(self, key: str) -> tuple[str, int] | None:
+        return self.tensors.place(self.where[key]) if isinstance(self.tensors, Tensors) else None
 
     def fill(self, key: str, out: Tensor) -> None:
         if isinstance(self.tensors, Tensors):
