@@ -219,3 +219,11 @@ def test_an_extractor_that_hangs_or_dies_costs_one_page(
         assert process.ask(job)["text"].startswith("fine")
     finally:
         process.close()
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_nul_and_lone_surrogates_are_no_text(engine: str) -> None:
+    said = "A para\0graph of \ud83dmany words, as long as those that people write in articles they publish."
+    found = html.extract(f"<title>T\udc00</title><body>{f'<p>{said}</p>' * 8}", engine=engine)
+    assert found.engine == engine and "A paragraph of" in found.text and found.title == "T"
+    found.text.encode()

@@ -12,6 +12,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -20,9 +21,9 @@ from caravan.types import UserError
 
 INSTALL = "pip install 'caravan-llm[extract]'"
 _TITLE = re.compile(r"<title[^>]{0,200}>([^<]{0,1000})", re.I)
-_BLANKS = re.compile(r"[ \t\f\v\xa0]+\n")
+_BLANKS = " \t\f\v\xa0"
 _GAPS = re.compile(r"\n{3,}")
-_SURROGATES = re.compile("[\ud800-\udfff\0]")
+_SURROGATES = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,24 +63,36 @@ def extract(html: str, url: str | None = None, engine: str = "fast") -> Extracte
 
     name = usable(engine)
     found = _TITLE.search(html, 0, 200_000)
-    title = " ".join(entities.unescape(found[1]).split()) if found else ""
-    html = _encodable(html)
+    title = " ".join(_encodable(entities.unescape(found[1])).split()) if found else ""
     try:
-        text = importlib.import_module(f"{__name__}.{name}").text(html, url)
+        text = _read(name, html, url)
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError, AssertionError):
         # Foreign code on hostile bytes; RuntimeError includes a tree too deep to recurse into.
         if name == "plain":
             raise
         name = "plain"
-        text = importlib.import_module(f"{__name__}.plain").text(html, url)
-    text = _BLANKS.sub("\n", text.replace("\r\n", "\n").replace("\r", "\n").replace("\0", " "))
+        text = _read(name, html, url)
+    text = _encodable(text).replace("\r\n", "\n").replace("\r", "\n").replace("\0", "")
+    text = "\n".join([line.rstrip(_BLANKS) for line in text.split("\n")])
     return Extracted(_GAPS.sub("\n\n", text).strip(), title, name)
 
 
-def _encodable(html: str) -> str:
-    """Without what no UTF-8 holds; looking for it by a pattern would cost as much as parsing."""
+def _read(name: str, html: str, url: str | None) -> str:
+    engine: Callable[[str, str | None], str] = importlib.import_module(f"{__name__}.{name}").text
     try:
-        html.encode()
+        return engine(html, url)
+    except (UnicodeEncodeError, TypeError):
+        # Seldom what no UTF-8 holds; asking each page for it first would cost a twentieth of its time.
+        clean = _encodable(html)
+        if clean is html:
+            raise
+        return engine(clean, url)
+
+
+def _encodable(text: str) -> str:
+    """Without what no UTF-8 holds."""
+    try:
+        text.encode()
     except UnicodeEncodeError:
-        html = _SURROGATES.sub(" ", html)
-    return html.replace("\0", " ") if "\0" in html else html
+        return _SURROGATES.sub(" ", text)
+    return text

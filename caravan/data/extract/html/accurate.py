@@ -28,7 +28,7 @@ def text(html: str, url: str | None = None) -> str:
 
     from caravan.data.extract.html import _menus, fast
 
-    tree = trafilatura.load_html(html)
+    tree = trafilatura.load_html(html.replace("\0", ""))  # as browsers read them; lxml refuses them
     if tree is None:
         return fast.text(html, url)
     _prune(tree)
