@@ -103,20 +103,33 @@ def read_documents(path: Path) -> Iterator[Document]:
 
 def read_conversations(path: Path) -> Iterator[Conversation]:
     """Conversations of `train.jsonl` or `heldout.jsonl`."""
-    return (Conversation(messages_of(r["messages"]), r["id"], r["source"]) for r in read_lines(path))
+    return map(conversation_of, read_lines(path))
 
 
 def read_rankings(path: Path) -> Iterator[Ranking]:
     """Rankings of `train.jsonl` or `heldout.jsonl`."""
-    for r in read_lines(path):
-        prompt, order = messages_of(r["prompt"]), tuple(r["ranks"])
-        yield Ranking(prompt, tuple(r["responses"]), order, r["id"], r["source"])
+    return map(ranking_of, read_lines(path))
 
 
 def read_labelled(path: Path) -> Iterator[Labelled]:
     """Labelled answers of `train.labels.jsonl` or `heldout.labels.jsonl`."""
-    for r in read_lines(path):
-        yield Labelled(messages_of(r["prompt"]), r["response"], r["good"], r["id"], r["source"])
+    return map(labelled_of, read_lines(path))
+
+
+def conversation_of(row: dict[str, Any]) -> Conversation:
+    """A conversation from what `dump` makes of it."""
+    return Conversation(messages_of(row["messages"]), row["id"], row["source"])
+
+
+def ranking_of(row: dict[str, Any]) -> Ranking:
+    """A ranking from what `dump` makes of it."""
+    prompt, order = messages_of(row["prompt"]), tuple(row["ranks"])
+    return Ranking(prompt, tuple(row["responses"]), order, row["id"], row["source"])
+
+
+def labelled_of(row: dict[str, Any]) -> Labelled:
+    """A labelled answer from what `dump` makes of it."""
+    return Labelled(messages_of(row["prompt"]), row["response"], row["good"], row["id"], row["source"])
 
 
 def messages_of(rows: list[dict[str, Any]]) -> tuple[Message, ...]:

@@ -2,14 +2,17 @@
 
 A stage says what it expects of a thing and what counts as the same; the rest is here. Near duplicates are
 found by the MinHash of `data/dedup`: 14 bands of 8 rows over 5-grams, compared by whole signatures.
+
+What there is one of per record (its line, digest, rank, signature, id) lies on disk, so what is held does not
+grow with the data.
 """
 
 from __future__ import annotations
 
 import re
-from array import array
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,19 +20,24 @@ from typing import Any, Literal
 import numpy as np
 import orjson
 
-from caravan.data import formats, langid, records
-from caravan.data.dedup import Links, NearDuplicates, Ranks, Setting, signatures
+from caravan.data import benchmarks, formats, langid, records
+from caravan.data.columns import Column, Names
+from caravan.data.decontaminate import FEWEST, template
+from caravan.data.dedup import Links, NearDuplicates, Ranks, SameKey, Setting, signatures
 from caravan.data.tools import joined, order_problem
 from caravan.stage import Runtime, series
 from caravan.store import Artefact
 from caravan.types import Message, UserError
 
 _BATCH = 256
-_MEMORY = 256 << 20
 _WORDING = 20
 """13-grams that more items of the benchmarks share are the wording of their prompts."""
+_NAMED = 3
+"""Items of benchmarks that the reason of a removal names."""
 SURE = 0.65
 """A language is counted under its name from this probability on, else as `und` (FineWeb's threshold)."""
+Note = Callable[[np.ndarray, Sequence[bytes]], None]
+"""Takes lines that no earlier one equals, with their numbers (see `Shelf.add`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +56,8 @@ class Reading:
     """Longer ones go to quarantine (characters)."""
     record_bytes: int = 16 << 20
     """Longer lines are not read but put into quarantine (bytes)."""
+    memory_mb: int = 256
+    """About what sorting may hold in memory (megabytes); the rest lies on disk. Changes no result."""
 
 
 class Intake:
@@ -60,6 +70,9 @@ class Intake:
         self.root = inputs["raw"].path
         self.quarantine = records.Quarantine(out / "quarantine.jsonl", self.root, rt.strict)
         self.counts: Counter[str] = Counter()
+        self.added = 0
+        """Lines on all shelves."""
+        self.memory_bytes = cfg.memory_mb << 20
         self.benchmarks = Benchmarks(series(inputs, "benchmarks")) if "benchmarks" in inputs else None
         self._why: Counter[str] = Counter()
         self._chosen: dict[str, str] = {}
@@ -113,164 +126,217 @@ class Intake:
 
 
 class Shelf:
-    """Lines of one kind on disk: without those met before, with signatures to find near duplicates by."""
+    """Lines of one kind on disk, and which of them equal, resemble or hold what."""
 
     def __init__(self, name: str, suffix: str, intake: Intake) -> None:
         self.name, self.suffix, self._intake = name, suffix, intake
         self._cfg = intake.cfg
-        self.work = intake.rt.work
-        self._spool = records.Spool(self.work / f"{name}.jsonl")
-        self._known: set[str] = set()
-        self._waiting: list[str] = []
-        self.counts: Counter[str] = Counter()
+        self.work = folder = intake.rt.work
+        self._spool = records.Spool(folder / f"{name}.jsonl")
+        self._same = SameKey(folder, intake.memory_bytes)
+        self._numbers = Column(folder, np.int64)
         self._near: NearDuplicates | None = None
         if self._cfg.near_duplicates != "off":
             setting = Setting(similarity=self._cfg.similarity)
-            self._near = NearDuplicates(_folder(self.work / f"{name}-near"), setting, _MEMORY)
-        self._ranks = Ranks()
-        self._ids: list[str] = []
-        self._held: dict[int, set[int]] = {}
+            self._near = NearDuplicates(folder, setting, intake.memory_bytes)
+        self._ranks, self._ids = Ranks(folder), Names(folder)
+        self._held = Column(folder, np.int64, 1 + _NAMED)  # (place, items) of lines that hold any; -1: none
+        self._waiting: list[_Waiting] = []
         self._looked = 0
 
-    def add(self, line: bytes, name: str, digest: str, key: str, forced: str, text: str) -> bool:
-        """Keep a line unless an equal one (by `digest`) is here; `name` is its id, `key` decides the split,
-        `text` is what near duplicates and benchmark questions are looked for in. Says whether it is new."""
-        if digest in self._known:
-            self.counts["duplicates"] += 1
-            return False
-        self._known.add(digest)
+    def add(self, line: bytes, name: str, digest: str, key: str, forced: str, text: str) -> None:
+        """A line; of those with one `digest` the first stays. `name` is its id, `key` decides the split,
+        `text` is what near duplicates and benchmark questions are looked for in. Lines are numbered as they
+        come, over all shelves."""
         self._spool.add(line, key, forced)
-        if self._near is not None:
-            self._ids.append(name)
-        self._ranks.add([int(digest[:16], 16)], [len(text)], [forced == "heldout"])
-        self._waiting.append(text)
+        number, self._intake.added = self._intake.added, self._intake.added + 1
+        self._waiting.append(_Waiting(number, name, digest, text, forced == "heldout"))
         if len(self._waiting) >= _BATCH:
             self._look()
-        return True
 
     def close(self) -> None:
         """Remove what lies in the work folder, unread."""
         for _ in self._spool.split(0.0):
             pass
-        if self._near is not None:
-            self._near.close()
-            (self.work / f"{self.name}-near").rmdir()
+        self._same.close()
+        self._close()
 
     def __len__(self) -> int:
         return len(self._spool)
 
     def _look(self) -> None:
         """Sign what waits, and look for benchmark items in it."""
-        if self._near is not None and self._waiting:
-            self._near.add(signatures(self._waiting, self._near.setting.places))
+        waiting, self._waiting = self._waiting, []
+        texts = [one.text for one in waiting]
+        self._numbers.add([one.number for one in waiting])
+        self._same.add_digests([halves(one.digest) for one in waiting])
+        if self._near is not None and waiting:
+            self._near.add(signatures(texts, self._near.setting.places))
+            self._ids.add(one.name for one in waiting)
+            hashes = [halves(one.digest)[0] for one in waiting]
+            self._ranks.add(hashes, list(map(len, texts)), [one.heldout for one in waiting])
         if self._intake.benchmarks is not None:
-            for place, found in enumerate(self._intake.benchmarks.search(self._waiting), self._looked):
-                if found:
-                    self._held[place] = found
-        self._looked += len(self._waiting)
-        self._waiting = []
+            for place, items in enumerate(self._intake.benchmarks.search(texts), self._looked):
+                if items:
+                    shown = (*items[:_NAMED], -1, -1, -1)[:_NAMED]
+                    self._held.add([(place, *shown)])
+        self._looked += len(waiting)
 
-    def write(self, out: Path, heldout_share: float) -> dict[str, int]:
+    def write(self, out: Path, heldout_share: float, note: Note) -> dict[str, int]:
         """train and heldout files, and removed.jsonl where something is; how many lines each, and what was
-        left out."""
-        self._look()
-        found = self._near_duplicates()
-        drop = self._cfg.near_duplicates == "drop"
-        reasons = {place: ("near duplicate", why) for place, why in found.items() if drop}
-        seen = self._intake.benchmarks.named(self._held) if self._intake.benchmarks is not None else {}
-        if self._cfg.contaminated == "drop":
-            reasons |= {
-                place: ("benchmark", f"holds {', '.join(names[:3])}") for place, names in seen.items()
-            }
-        counts = dict.fromkeys(records.SPLITS, 0)
-        files = {split: open(out / f"{split}{self.suffix}", "wb") for split in records.SPLITS}  # noqa: SIM115
-        removed = open(out / "removed.jsonl", "ab") if reasons else None  # noqa: SIM115
-        for place, (split, line) in enumerate(self._spool.split(heldout_share)):
-            if place in reasons and removed is not None:
-                rule, why = reasons[place]
-                row = {"id": orjson.loads(line)["id"], "rule": rule, "reason": why}
+        left out. `note` sees every line but copies, in order."""
+        counts: Counter[str] = Counter()
+        batch: list[tuple[int, bytes]] = []
+        with ExitStack() as stack:
+            files = {n: stack.enter_context(open(out / f"{n}{self.suffix}", "wb")) for n in records.SPLITS}
+            removed = None
+            for number, split, line, near, items in self._unique(heldout_share):
+                counts.update(unique=1, near_duplicates=bool(near), contaminated=bool(items))
+                batch.append((number, line))
+                if len(batch) >= _BATCH:
+                    _noted(batch, note)
+                if (why := self._why(near, items)) is None:
+                    files[split].write(line)
+                    counts[split] += 1
+                    continue
+                removed = removed or stack.enter_context(open(out / "removed.jsonl", "ab"))
+                row = {"id": orjson.loads(line)["id"], "rule": why[0], "reason": why[1]}
                 row["text"] = line[:500].decode("utf-8", "ignore")
                 removed.write(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE))
-                continue
-            files[split].write(line)
-            counts[split] += 1
-        for file in [*files.values(), *([removed] if removed else [])]:
-            file.close()
+            _noted(batch, note)
+        kept = {split: counts[split] for split in records.SPLITS}
         return {
-            **counts,
-            "duplicates": self.counts["duplicates"],
-            "near_duplicates": len(found),
-            **({"contaminated": len(seen)} if self._intake.benchmarks is not None else {}),
-            "removed": len(reasons),
+            **kept,
+            "duplicates": self._looked - counts["unique"],
+            "near_duplicates": counts["near_duplicates"],
+            **({"contaminated": counts["contaminated"]} if self._intake.benchmarks is not None else {}),
+            "removed": counts["unique"] - sum(kept.values()),
         }
 
-    def _near_duplicates(self) -> dict[int, str]:
-        """Place of each near duplicate, and what it resembles."""
+    def _why(self, near: str, items: Sequence[str]) -> tuple[str, str] | None:
+        """(rule, reason) if a line goes."""
+        if items and self._cfg.contaminated == "drop":
+            return "benchmark", f"holds {', '.join(items)}"
+        if near and self._cfg.near_duplicates == "drop":
+            return "near duplicate", near
+        return None
+
+    def _unique(self, heldout_share: float) -> Iterator[tuple[int, str, bytes, str, Sequence[str]]]:
+        """(number, split, line, what it resembles, items it holds) of every line that no earlier one equals,
+        in the order of arrival."""
+        self._look()
+        repeated = self._same.repeated()
+        resembling, holding = self._resembling(repeated), self._holding()
+        copy, like = next(resembling, (-1, ""))
+        holder, items = next(holding, (-1, ()))
+        lines = self._spool.split(heldout_share, repeated)
+        for at, chunk in repeated.chunks():
+            marks = zip(chunk.tolist(), self._numbers[at : at + len(chunk)].tolist(), strict=True)
+            for place, (again, number) in enumerate(marks, at):
+                split, line = next(lines)
+                near, held = like if place == copy else "", items if place == holder else ()
+                if near:
+                    copy, like = next(resembling, (-1, ""))
+                if held:
+                    holder, items = next(holding, (-1, ()))
+                if not again:
+                    yield number, split, line, near, held
+        for _ in lines:  # none is left; this removes the file
+            raise AssertionError("more lines than keys")
+        repeated.close()
+        self._close()
+
+    def _resembling(self, repeated: Column) -> Iterator[tuple[int, str]]:
+        """(place of each near duplicate, what it resembles), places ascending."""
         if self._near is None:
-            return {}
-        links = Links(len(self._spool))
-        if len(self._spool):
-            self._near.link(self._ranks, links)
-        copies, stays = links.clusters(self._ranks)
-        alike = self._near.estimate(copies, stays) if len(copies) else np.zeros(0)
-        self._near.close()
-        (self.work / f"{self.name}-near").rmdir()
-        return {
-            int(a): f"resembles {self._ids[int(b)]}, which stays ({share:.2f})"
-            for a, b, share in zip(copies, stays, alike, strict=True)
-        }
+            return
+        links = Links(len(self._ranks), self.work)
+        self._near.link(self._ranks, links, repeated)
+        for copies, stays in links.pairs(self._ranks):
+            names, alike = self._ids.take(stays), self._near.estimate(copies, stays).tolist()
+            for place, name, share in zip(copies.tolist(), names, alike, strict=True):
+                yield place, f"resembles {name}, which stays ({share:.2f})"
+        links.close()
+
+    def _holding(self) -> Iterator[tuple[int, Sequence[str]]]:
+        """(place, names of benchmark items, the first few) of every line that holds any."""
+        for _, rows in self._held.chunks():
+            for place, *items in rows.tolist():
+                assert self._intake.benchmarks is not None
+                yield place, [self._intake.benchmarks.name(item) for item in items if item >= 0]
+
+    def _close(self) -> None:
+        for column in (self._numbers, self._held, self._ranks, self._ids, self._near):
+            if column is not None:
+                column.close()
+
+
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    """What a shelf must know of a line."""
+
+    number: int
+    name: str
+    digest: str
+    text: str
+    heldout: bool
+
+
+def _noted(batch: list[tuple[int, bytes]], note: Note) -> None:
+    """Hand a batch over, and forget it."""
+    note(np.array([number for number, _ in batch], np.int64), [line for _, line in batch])
+    batch.clear()
+
+
+def halves(digest: str) -> tuple[int, int]:
+    """A digest of 32 hex digits as two numbers of 64 bits."""
+    return int(digest[:16], 16), int(digest[16:], 16)
 
 
 class Benchmarks:
-    """Items that must not be in training text: their 13-grams (`data/decontaminate.py`), and who has them."""
+    """Items that must not be in training text (`data/benchmarks.py`), and which of them a text holds."""
 
     def __init__(self, folders: Sequence[Artefact]) -> None:
-        from caravan.data import benchmarks
-        from caravan.data.decontaminate import Index, template
+        self._wanted = benchmarks.wanted_in(tuple(str(folder.path) for folder in folders), FEWEST)
+        self._spared = template(self._wanted.index, self._wanted.owner_of, _WORDING)
 
-        self._index = Index()
-        self._items: list[str] = []
-        self._owner_of: list[int] = []
-        for folder in folders:
-            for item in benchmarks.read(folder.path):
-                for text in item.texts:
-                    self._index.add(text)
-                    self._owner_of.append(len(self._items))
-                self._items.append(f"{item.benchmark} {item.id}")
-        self._spared = template(self._index, self._owner_of, _WORDING)
+    def search(self, texts: Sequence[str]) -> list[list[int]]:
+        """Numbers of the items that each text holds, ascending; n-grams that are a prompt's wording rather
+        than an item's are not looked at."""
+        out = []
+        for hits in self._wanted.index.search(texts):
+            grams = {hit.gram for hit in hits} - self._spared
+            out.append(sorted({item for gram in grams for item in self._wanted.items_of(gram)}))
+        return out
 
-    def search(self, texts: Sequence[str]) -> list[set[int]]:
-        """n-grams of items in each text; those that are a prompt's wording rather than an item's are not
-        looked at."""
-        return [{hit.gram for hit in hits} - self._spared for hits in self._index.search(texts)]
-
-    def named(self, held: Mapping[int, set[int]]) -> dict[int, list[str]]:
-        """Place of a text -> the items it holds."""
-        return {
-            place: [
-                self._items[item]
-                for item in sorted({self._owner_of[t] for g in found for t in self._index.owners(g)})
-            ]
-            for place, found in held.items()
-        }
+    def name(self, number: int) -> str:
+        """Benchmark and id of an item."""
+        item = self._wanted.items[number]
+        return f"{item.benchmark} {item.id}"
 
 
 class Sizes:
-    """Lengths, and how they are spread."""
+    """Lengths, and how they are spread: how many there are of each, so that only the longest costs memory."""
 
     def __init__(self) -> None:
-        self._held = array("q")
+        self._count = np.zeros(1 << 10, np.int64)
 
     def add(self, size: int) -> None:
-        self._held.append(size)
+        if size >= len(self._count):
+            more = max(size + 1 - len(self._count), len(self._count))
+            self._count = np.concatenate([self._count, np.zeros(more, np.int64)])
+        self._count[size] += 1
 
     def facts(self) -> dict[str, int]:
-        """Median, 90th and 99th percentile, and the largest."""
-        if not len(self._held):
+        """Median, 90th and 99th percentile (the lower of two neighbours), and the largest."""
+        total = int(self._count.sum())
+        if not total:
             return {}
-        held = np.frombuffer(self._held, np.int64)
-        at = np.percentile(held, (50, 90, 99), method="lower")
-        return {**{f"p{p}": int(v) for p, v in zip((50, 90, 99), at, strict=True)}, "max": int(held.max())}
+        points = (50, 90, 99)
+        rank = np.floor((total - 1) * np.true_divide(points, 100))
+        at = np.searchsorted(np.cumsum(self._count), rank, side="right")
+        largest = int(np.flatnonzero(self._count)[-1])
+        return {**{f"p{p}": int(v) for p, v in zip(points, at, strict=True)}, "max": largest}
 
 
 class Languages:
@@ -291,11 +357,6 @@ class Languages:
         self._waiting = []
 
     def facts(self) -> dict[str, int]:
-        """The most frequent first."""
+        """The most frequent first; of equals, by name, so that no order of reading shows."""
         self._guess()
-        return dict(self._counts.most_common(20))
-
-
-def _folder(path: Path) -> Path:
-    path.mkdir(parents=True, exist_ok=True)
-    return path
+        return dict(sorted(self._counts.items(), key=lambda kv: (-kv[1], kv[0]))[:20])

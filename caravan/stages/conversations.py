@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import orjson
 
 from caravan.data import records
 from caravan.stage import Runtime
@@ -30,7 +33,6 @@ class Config(Reading):
 def run(cfg: Config, inputs: Mapping[str, Artefact], out: Path, rt: Runtime) -> dict[str, Any]:
     intake = Intake(OUTPUT, cfg, inputs, out, rt)
     shelf = intake.shelf("conversations")
-    tally = _Tally()
     for found in intake.found("conversations"):
         assert isinstance(found.value, Conversation)
         conversation, repairs = _trimmed(found.value)
@@ -44,10 +46,10 @@ def run(cfg: Config, inputs: Mapping[str, Artefact], out: Path, rt: Runtime) -> 
         conversation = replace(conversation, id=conversation.id or digest[:16])
         text = "\n".join(m.content for m in messages if m.role != "system")
         line, key = records.dump(conversation), _key(conversation)
-        if shelf.add(line, conversation.id, digest, key, found.split, text):
-            tally.add(conversation)
+        shelf.add(line, conversation.id, digest, key, found.split, text)
     intake.need(len(shelf), "conversation")
-    written = shelf.write(out, cfg.heldout_share)
+    tally = _Tally()
+    written = shelf.write(out, cfg.heldout_share, tally.note)
     return {
         "conversations": written["train"] + written["heldout"],
         **written,
@@ -107,6 +109,10 @@ class _Tally:
         self.turns: Counter[int] = Counter()
         self.languages = Languages()
         self.questions, self.answers = Sizes(), Sizes()
+
+    def note(self, numbers: np.ndarray, lines: Sequence[bytes]) -> None:
+        for line in lines:
+            self.add(records.conversation_of(orjson.loads(line)))
 
     def add(self, conversation: Conversation) -> None:
         messages = conversation.messages

@@ -9,9 +9,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import orjson
+
 from caravan.data import records
+from caravan.data.dedup import SameKey
 from caravan.stage import Runtime
-from caravan.stages._intake import Intake, Languages, Reading, Sizes
+from caravan.stages._intake import Intake, Languages, Reading, Sizes, halves
 from caravan.store import Artefact
 from caravan.types import Labelled, Message, Ranking
 
@@ -32,7 +36,7 @@ class Config(Reading):
 def run(cfg: Config, inputs: Mapping[str, Artefact], out: Path, rt: Runtime) -> dict[str, Any]:
     intake = Intake(OUTPUT, cfg, inputs, out, rt)
     rankings, labels = intake.shelf("rankings"), intake.shelf("labels", LABELS)
-    tally = _Tally()
+    prompts = SameKey(rt.work, intake.memory_bytes)
     for found in intake.found("preferences"):
         value = found.value
         assert isinstance(value, Ranking | Labelled)
@@ -51,12 +55,13 @@ def run(cfg: Config, inputs: Mapping[str, Artefact], out: Path, rt: Runtime) -> 
         value = replace(value, id=value.id or digest[:16])
         text = "\n".join([*(m.content for m in prompt if m.role != "system"), *responses])
         shelf = rankings if isinstance(value, Ranking) else labels
-        if shelf.add(records.dump(value), value.id, digest, key, found.split, text):
-            tally.add(key, value)
+        shelf.add(records.dump(value), value.id, digest, key, found.split, text)
+        prompts.add_digests([halves(key)])  # one per line on any shelf: its number is the line's
     intake.need(len(rankings) + len(labels), "preference")
-    written = rankings.write(out, cfg.heldout_share)
+    tally = _Tally(prompts)
+    written = rankings.write(out, cfg.heldout_share, tally.rankings)
     facts = {"rankings": written["train"] + written["heldout"], **written}
-    single = labels.write(out, cfg.heldout_share) if len(labels) else {}
+    single = labels.write(out, cfg.heldout_share, tally.labels) if len(labels) else {}
     if single:
         facts |= {"labels": single["train"] + single["heldout"], "train_labels": single["train"],
                   "heldout_labels": single["heldout"]}  # fmt: skip
@@ -96,15 +101,26 @@ def _unordered(ranking: Ranking) -> str | None:
 class _Tally:
     """Counts of what was kept (near duplicates that are dropped afterwards included)."""
 
-    def __init__(self) -> None:
+    def __init__(self, prompts: SameKey) -> None:
         self.counts: Counter[str] = Counter()
-        self.prompts: set[str] = set()
+        self._asked_before = prompts.repeated()
         self.languages = Languages()
         self.asked, self.answers = Sizes(), Sizes()
 
-    def add(self, key: str, value: Ranking | Labelled) -> None:
-        if key not in self.prompts:
-            self.prompts.add(key)
+    def rankings(self, numbers: np.ndarray, lines: Sequence[bytes]) -> None:
+        self._note(numbers, [records.ranking_of(orjson.loads(line)) for line in lines])
+
+    def labels(self, numbers: np.ndarray, lines: Sequence[bytes]) -> None:
+        self._note(numbers, [records.labelled_of(orjson.loads(line)) for line in lines])
+
+    def _note(self, numbers: np.ndarray, values: Sequence[Ranking | Labelled]) -> None:
+        # The first line with a prompt is no copy of another one, so it comes by here.
+        for value, before in zip(values, self._asked_before.take(numbers).tolist(), strict=True):
+            self._add(value, not before)
+
+    def _add(self, value: Ranking | Labelled, first: bool) -> None:
+        if first:
+            self.counts["prompts"] += 1
             self.asked.add(sum(len(m.content) for m in value.prompt))
             self.languages.add(next(m.content for m in reversed(value.prompt) if m.role == "user"))
         if isinstance(value, Labelled):
@@ -123,7 +139,7 @@ class _Tally:
         counts = self.counts
         labels = {k: counts[k] for k in ("good", "bad")} if counts["good"] + counts["bad"] else {}
         return {
-            "prompts": len(self.prompts),
+            "prompts": counts["prompts"],
             "pairs": counts["pairs"],
             "kwise": counts["kwise"],
             "with_ties": counts["with_ties"],
