@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from caravan.data import benchmarks, rewrite, steps
 from caravan.data import decontaminate as grams
 from caravan.data.benchmarks import Wanted
 from caravan.data.clean import Rejection
+from caravan.data.columns import Column
 from caravan.data.decontaminate import Hit
 from caravan.stage import Runtime, series
 from caravan.store import Artefact
@@ -26,6 +29,8 @@ USES: dict[str, str] = {}
 VERSION = 2
 SOURCES = 20
 """Sources named per benchmark in the report."""
+DOCUMENTS = 10
+"""Documents named per item."""
 ACTIONS = ("drop", "cut", "mask", "report")
 
 
@@ -58,7 +63,7 @@ def run(cfg: Config, inputs: Mapping[str, Artefact], out: Path, rt: Runtime) -> 
     wanted = benchmarks.wanted_in(folders, cfg.fewest_words)
     template = grams.template(wanted.index, wanted.owner_of, cfg.common_items)
     corpus = inputs["corpus"]
-    found: dict[int, np.ndarray] = {}  # a row per hit: objects would take six times the memory
+    found = Column(rt.work, np.int64, 4)  # (place, start, stop, n-gram) of every hit
     counts: Counter[int] = Counter()
     place, total = 0, int(corpus.facts.get("documents_out", 0))
     batches = steps.batches(rewrite.read(corpus.path), lambda row: len(row[1].text))
@@ -67,21 +72,26 @@ def run(cfg: Config, inputs: Mapping[str, Artefact], out: Path, rt: Runtime) -> 
     ):
         for one in searched:
             if one:
-                found[place] = np.array([(hit.start, hit.stop, hit.gram) for hit in one], np.int64)
+                found.add([(place, hit.start, hit.stop, hit.gram) for hit in one])
                 counts.update({hit.gram for hit in one})
             place += 1
         rt.report(place, total, "documents")
     spared = template | grams.common(counts, cfg.common_documents)
     report = _Report(cfg, wanted)
+    by_place = itertools.groupby(_rows(found), itemgetter(0))
+    held, rows = next(by_place, (-1, iter(())))
     with rewrite.Rewrite(out) as files:
         for place, (split, document) in enumerate(rewrite.read(corpus.path)):
-            rows = found.pop(place).tolist() if place in found else ()
-            hits = [Hit(*row) for row in rows if row[2] not in spared]
+            hits = []
+            if place == held:
+                hits = [Hit(*row[1:]) for row in rows if row[3] not in spared]
+                held, rows = next(by_place, (-1, iter(())))
             if not hits:
                 files.keep(split, document)
                 continue
             named = report.note(document, hits)
             _act(cfg, split, document, hits, named, files)
+    found.close()
     page = report.page()
     (out / "contamination.json").write_bytes(orjson.dumps(page, option=orjson.OPT_INDENT_2))
     report.write_items(out / "items.jsonl")
@@ -94,6 +104,11 @@ def run(cfg: Config, inputs: Mapping[str, Artefact], out: Path, rt: Runtime) -> 
             for name, row in page.items()
         },
     }
+
+
+def _rows(found: Column) -> Iterator[list[int]]:
+    for _, part in found.chunks():
+        yield from part.tolist()
 
 
 @dataclass
@@ -118,7 +133,9 @@ class _Report:
                 self.grams.setdefault(k, set()).add(hit.gram)
         for number, hit in sorted(named.items()):
             item = self.wanted.items[number]
-            self.where.setdefault(number, []).append(document.id)
+            where = self.where.setdefault(number, [])
+            if len(where) < DOCUMENTS:
+                where.append(document.id)
             shown = self.samples.setdefault(item.benchmark, [])
             if len(shown) < self.cfg.samples and all(s["document"] != document.id for s in shown):
                 text = document.text[max(0, hit.start - 60) : hit.stop + 60]
@@ -155,7 +172,7 @@ class _Report:
                 row = {
                     "benchmark": item.benchmark, "id": item.id, "checked": self.wanted.checked[number],
                     "seen": number in self.where, "share": round(share, 4),
-                    "documents": self.where.get(number, [])[:10],
+                    "documents": self.where.get(number, []),
                 }  # fmt: skip
                 file.write(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE))
 
