@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from caravan.stage import Runtime
+from caravan.stage import Runtime, rank
 from caravan.store import Artefact
 
 INPUTS = {"raw": "raw", "extra": "raw|corpus?"}
@@ -54,13 +54,14 @@ def run(cfg: Config, inputs: Mapping[str, Artefact], out: Path, rt: Runtime) -> 
         with open(os.environ["COUNTING_LOG"], "a") as log:
             log.write(f"from {state['step']}\n")
     (out / "leftover").write_text("of an attempt cut short")
-    with (rt.work / "metrics.jsonl").open("w") as metrics:
+    work = rt.work if rank() == 0 else out  # one writes what all share
+    with (work / "metrics.jsonl").open("w") as metrics:
         for step in range(state["step"], cfg.steps):
             for letter in lines[step % len(lines)]:
                 state["counts"][letter] = state["counts"].get(letter, 0) + 1
             state["step"] = step + 1
             rt.report(step + 1, cfg.steps, "lines", letters=len(state["counts"]))
-            if (step + 1) % 5 == 0:
+            if (step + 1) % 5 == 0 and rank() == 0:
                 saved.with_suffix(".new").write_text(json.dumps(state))
                 os.replace(saved.with_suffix(".new"), saved)
             if str(step + 1) == os.environ.get("COUNTING_DIES_AT"):
@@ -76,6 +77,6 @@ def run(cfg: Config, inputs: Mapping[str, Artefact], out: Path, rt: Runtime) -> 
     if os.environ.get("COUNTING_FAILS") == "bug":
         raise KeyError("an honest mistake")
     (out / "leftover").unlink()
-    (rt.work / "timing.jsonl").write_text(json.dumps({"now": time.time()}) + "\n")
+    (work / "timing.jsonl").write_text(json.dumps({"now": time.time()}) + "\n")
     (out / "counts.json").write_text(json.dumps(state["counts"], sort_keys=True))
     return {"letters": len(state["counts"]), "alpha": cfg.smooth.alpha}
