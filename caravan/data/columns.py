@@ -31,14 +31,24 @@ class Column:
     """A growing column of one dtype, `width` numbers per row, in a file of `folder` (None: the system's
     folder for such files)."""
 
-    def __init__(self, folder: Path | None, dtype: Any, width: int = 1, held_bytes: int = HELD_BYTES) -> None:
+    def __init__(
+        self, folder: Path | None, dtype: Any, width: int = 1, held_bytes: int = HELD_BYTES, file: Any = None
+    ) -> None:
         self.dtype, self.width = np.dtype(dtype), width
-        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  (closed by close())
-        self._count = self._touched = 0
+        self._file = file or tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  (closed by close())
+        self._count = self._touched = self._skip = 0
         self._held = held_bytes
         self._map: mmap.mmap | None = None
         self._first: np.ndarray | None = None  # of every block, for `search`
         self._rows = np.zeros(self._shape(0), self.dtype)
+
+    @classmethod
+    def over(cls, path: Path, dtype: Any, width: int, skip_bytes: int) -> Column:
+        """A file that is there already, from `skip_bytes` on, to be read only. It stays when closed."""
+        out = cls(None, dtype, width, file=open(path, "rb"))  # noqa: SIM115  (closed by close())
+        row_bytes = out.dtype.itemsize * width
+        out._skip, out._count = skip_bytes, (path.stat().st_size - skip_bytes) // row_bytes
+        return out
 
     @classmethod
     def numbered(cls, folder: Path | None, count: int) -> Column:
@@ -62,6 +72,7 @@ class Column:
     def add(self, values: np.ndarray | Sequence[Any]) -> None:
         """The next rows."""
         rows = np.ascontiguousarray(values, self.dtype)
+        rows = rows[:, 0] if rows.shape[1:] == (1,) else rows
         assert rows.shape[1:] == self._shape(0)[1:], "rows of another width"
         self._unmap()
         self._first = None
@@ -154,8 +165,10 @@ class Column:
     def _mapped(self) -> np.ndarray:
         if self._map is None and self._count:
             self._file.flush()
-            self._map = mmap.mmap(self._file.fileno(), 0)
-            self._rows = np.frombuffer(self._map, self.dtype).reshape(self._shape(self._count))
+            access = mmap.ACCESS_WRITE if self._file.writable() else mmap.ACCESS_READ
+            self._map = mmap.mmap(self._file.fileno(), 0, access=access)
+            rows = np.frombuffer(self._map, self.dtype, self._count * self.width, self._skip)
+            self._rows = rows.reshape(self._shape(self._count))
         return self._rows
 
     def _trim(self, touched: int) -> None:

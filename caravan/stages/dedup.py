@@ -73,7 +73,7 @@ def run(cfg: Config, inputs: Mapping[str, Artefact], out: Path, rt: Runtime) -> 
     found = _Copies(folder)
     facts = _documents(cfg, setting, corpus, folder, found, rt)
     if cfg.semantic:
-        facts["semantic"] = _semantic(cfg, inputs, found, rt)
+        facts["semantic"] = _semantic(cfg, inputs, folder, found, rt)
     asked = (("tokens", cfg.substring), ("sentences", cfg.sentences))
     spans = _by_text([_spans(cfg, _Units(u), n, corpus, folder, found, rt) for u, n in asked if n])
     with rewrite.Rewrite(out) as files, records.packed_writer(out / "spans.jsonl.zst") as cuts:
@@ -229,23 +229,32 @@ def _documents(
     return facts
 
 
-def _semantic(cfg: Config, inputs: Mapping[str, Artefact], found: _Copies, rt: Runtime) -> int:
-    corpus = inputs["corpus"]
+def _semantic(cfg: Config, inputs: Mapping[str, Artefact], folder: Path, found: _Copies, rt: Runtime) -> int:
+    memory = cfg.memory_mb << 20
     if "embeddings" in inputs:
-        rows = semantic.read(inputs["embeddings"].path, [d.id for _, d in rewrite.read(corpus.path)])
+        table = semantic.read(inputs["embeddings"].path, found.ids, folder, memory)
     else:
-        from caravan.stages._embed import Embedder
+        table = semantic.Embeddings(_embedded(cfg, inputs, folder, rt))
+    groups = semantic.similar(
+        table, found.ranks, cfg.semantic, cfg.groups, folder=folder, memory_bytes=memory
+    )
+    count = found.add("semantic", groups)
+    table.close()
+    return count
 
-        embed = Embedder(inputs["model"], cfg.embed_tokens, rt)
-        path, width, done = rt.work / "embeddings.f32", 0, 0
-        with open(path, "wb") as file:
-            for batch in measure.document_batches(d for _, d in rewrite.read(corpus.path)):
-                made = embed([d.text for d in batch])
-                file.write(made.tobytes())
-                width, done = made.shape[1], done + len(batch)
-                rt.report(done, len(found.ranks), "embeddings")
-        rows = np.memmap(path, np.float32, "r").reshape(-1, width)
-    return found.add("semantic", [semantic.similar(rows, found.ranks, cfg.semantic, cfg.groups)])
+
+def _embedded(cfg: Config, inputs: Mapping[str, Artefact], folder: Path, rt: Runtime) -> Column:
+    """float32: the corpus's embeddings by a model."""
+    from caravan.stages._embed import Embedder
+
+    embed = Embedder(inputs["model"], cfg.embed_tokens, rt)
+    total, out = int(inputs["corpus"].facts.get("documents_out", 0)), Column(folder, np.float32)
+    for batch in measure.document_batches(d for _, d in rewrite.read(inputs["corpus"].path)):
+        made = embed([d.text for d in batch])
+        out = out if len(out) else Column(folder, np.float32, made.shape[1])
+        out.add(made)
+        rt.report(len(out), total, "embeddings")
+    return out
 
 
 @dataclass(frozen=True)

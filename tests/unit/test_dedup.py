@@ -12,6 +12,7 @@ import pytest
 
 from caravan import stage
 from caravan.data import dedup, records, rewrite
+from caravan.data.columns import Column, Names
 from caravan.data.dedup import semantic, url
 from caravan.data.dedup.keepers import Keyed, Links, Ranks
 from caravan.data.dedup.units import WordHashes
@@ -176,6 +177,19 @@ def clouds(seed: int = 0) -> tuple[np.ndarray, list[int]]:
     return np.concatenate([table, near]).astype(np.float32), again.tolist()
 
 
+def on_disk(table: np.ndarray) -> semantic.Embeddings:
+    rows = Column(None, table.dtype, table.shape[1])
+    rows.add(table)
+    return semantic.Embeddings(rows)
+
+
+def at_once(table: np.ndarray, of: Ranks, cosine: float, groups: int = 0, **more: Any) -> semantic.Found:
+    found = list(semantic.similar(on_disk(table), of, cosine, groups, **more))
+    gone, like, value = (np.concatenate([f[k] for f in found]) for k in range(3))
+    ascending = np.argsort(gone)
+    return gone[ascending], like[ascending], value[ascending]
+
+
 @pytest.mark.parametrize("groups", [1, 5])
 def test_planted_meanings_are_found_and_nothing_else(groups: int) -> None:
     table, again = clouds()
@@ -183,35 +197,84 @@ def test_planted_meanings_are_found_and_nothing_else(groups: int) -> None:
     order = np.random.default_rng(3).permutation(220)
     hashes = np.arange(220)[::-1] * 977
     chars = [200 - k for k in range(220)]
-    gone, like, cosine = semantic.similar(table, ranks(chars, hashes.tolist()), 0.9, groups)
+    gone, like, cosine = at_once(table, ranks(chars, hashes.tolist()), 0.9, groups)
     assert dict(zip(gone.tolist(), like.tolist(), strict=True)) == {200 + k: at for k, at in enumerate(again)}
     assert (cosine > 0.9).all()
     shuffled = ranks([chars[k] for k in order], hashes[order].tolist())
-    gone2, like2, _ = semantic.similar(table[order], shuffled, 0.9, groups)
+    gone2, like2, _ = at_once(table[order], shuffled, 0.9, groups)
     assert {(order[g], order[k]) for g, k in zip(gone2, like2, strict=True)} == set(
         zip(gone.tolist(), like.tolist(), strict=True)
     )
+
+
+@pytest.mark.parametrize("width", [1, 6])
+def test_meanings_by_definition_whatever_is_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, width: int
+) -> None:
+    """Against all pairs of each group, in small blocks, and with room for a few keys only."""
+    draw = np.random.default_rng(7)
+    table = draw.normal(size=(300, width)).astype(np.float32)
+    of = ranks(draw.integers(1, 4, 300).tolist(), draw.integers(0, 1 << 62, 300).tolist())
+    monkeypatch.setattr(semantic, "_BLOCK", 32)
+    centres: list[np.ndarray] = []
+    true = semantic._centres
+    monkeypatch.setattr(semantic, "_centres", lambda *a: centres.append(true(*a)) or centres[-1])
+    found = [at_once(table, of, 0.8, 3, folder=tmp_path, memory_bytes=m) for m in (1 << 30, 500)]
+    assert all(np.array_equal(a, b) for a, b in zip(*found, strict=True))
+    unit = table / np.linalg.norm(table, axis=1, keepdims=True)
+    group, best = (unit @ centres[0].T).argmax(axis=1), of.order(np.arange(300)).tolist()
+    slow = {}
+    for k, text in enumerate(best):
+        above = [other for other in best[:k] if group[other] == group[text]]
+        alike = [float(unit[text] @ unit[other]) for other in above]
+        if alike and max(alike) >= 0.8:
+            slow[text] = max(alike)
+    gone, like, cosine = found[0]
+    assert gone.tolist() == sorted(slow) and len(slow) > 50
+    assert np.allclose(cosine, [slow[t] for t in gone.tolist()], atol=1e-5)
+    assert np.allclose((unit[gone] * unit[like]).sum(axis=1), cosine, atol=1e-5)
+    assert not list(tmp_path.iterdir())
 
 
 def test_embeddings_are_read_and_checked(tmp_path: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    def read(path: Path, wanted: list[str], memory: int = 1 << 30) -> np.ndarray:
+        names = Names(None)
+        names.add(wanted)
+        return semantic.read(path, names, None, memory).take(np.arange(len(wanted)))
+
     table, _ = clouds()
     np.save(tmp_path / "a.npy", table)
+    np.save(tmp_path / "turned.npy", np.asfortranarray(table.astype(np.float64)))
     ids = [f"t{k}" for k in range(220)]
-    assert np.array_equal(semantic.read(tmp_path / "a.npy", ids), table)
-    rows = pa.table({"id": ids[::-1], "embedding": table[::-1].tolist()})
-    pq.write_table(rows, tmp_path / "b.parquet")
-    assert np.array_equal(semantic.read(tmp_path / "b.parquet", ids), table)
-    for path, wanted in ((tmp_path / "a.npy", ids[:-1]), (tmp_path / "b.parquet", [*ids, "more"])):
-        with pytest.raises(UserError, match=r"embedding|rows? of"):
-            semantic.read(path, wanted)
+    for name in ("a.npy", "turned.npy"):
+        assert np.array_equal(read(tmp_path / name, ids), table)
+    rows = [*zip(ids[::-1], table[::-1].tolist(), strict=True)]
+    rows = [
+        ("t7", table[9].tolist()),
+        ("not asked for", table[9].tolist()),
+        *rows,
+    ]  # t7 comes again: the last
+    made = pa.table({"id": [name for name, _ in rows], "embedding": [row for _, row in rows]})
+    pq.write_table(made, tmp_path / "b.parquet", row_group_size=50)
+    for memory in (1 << 30, 500):
+        assert np.array_equal(read(tmp_path / "b.parquet", ids, memory), table)
+    assert np.array_equal(read(tmp_path / "b.parquet", ["t3", "t9", "t3"]), table[[3, 9, 3]])
+    for path, wanted in ((tmp_path / "a.npy", ids[:-1]), (tmp_path / "b.parquet", [*ids, "more", "most"])):
+        with pytest.raises(UserError, match=r"2 texts have no embedding, the first is 'more'|rows? of"):
+            read(path, wanted)
     with pytest.raises(UserError, match="expected one"):
-        semantic.read(tmp_path, ids)
+        read(tmp_path, ids)
+    pq.write_table(pa.table({"id": ["a", "b"], "embedding": [[1.0], [1.0, 2.0]]}), tmp_path / "c.parquet")
+    pq.write_table(pa.table({"id": ["a"], "vector": [[1.0]]}), tmp_path / "d.parquet")
+    for name, why in (("c.parquet", "different lengths"), ("d.parquet", "`id` and `embedding`")):
+        with pytest.raises(UserError, match=why):
+            read(tmp_path / name, ["a", "b"])
     table[3, 3] = np.nan
     with pytest.raises(UserError, match="finite"):
-        semantic.similar(table, ranks([1] * 220), 0.9)
+        at_once(table, ranks([1] * 220), 0.9)
 
 
 def test_meanings_of_a_corpus(tmp_path: Path) -> None:

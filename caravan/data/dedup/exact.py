@@ -23,7 +23,7 @@ def text_key(text: str) -> str:
 class SameKey:
     """Texts with one key are one cluster. Texts whose key is empty are left alone."""
 
-    def __init__(self, folder: Path, memory_bytes: int) -> None:
+    def __init__(self, folder: Path | None, memory_bytes: int) -> None:
         self._folder, self._low, self._high = folder, Keyed(folder), Keyed(folder)
         self._memory = memory_bytes
         self._count = 0
@@ -42,7 +42,7 @@ class SameKey:
     def link(self, ranks: Ranks, links: Links) -> int:
         """Link what is equal; how many texts have a key that came before."""
         copies = 0
-        for place, same in self._runs(ranks):
+        for place, same in self.runs(ranks):
             links.add(place[1:][same], place[:-1][same])
             copies += int(same.sum())
         self.close()
@@ -51,13 +51,14 @@ class SameKey:
     def repeated(self) -> Column:
         """uint8 [D]: 1 for every text whose key came before."""
         out = Column.filled(self._folder, np.uint8, self._count)
-        for place, same in self._runs(None):
+        for place, same in self.runs():
             out.put(place[1:][same], 1)
         self.close()
         return out
 
-    def _runs(self, ranks: Ranks | None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """(places, whether each but the first has the key of the one before it)."""
+    def runs(self, ranks: Ranks | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """(places, whether each but the first has the key of the one before it) of texts that may have a key
+        in common, some at a time; of one key by rank, or by place if there are no ranks."""
         for key, place in self._low.groups(ranks, self._memory):
             high = self._high.take(place)
             order = np.lexsort((high, key))  # stable: 128 bits must agree

@@ -73,11 +73,11 @@ class Ranks:
             out = (one < other) | ((one == other) & out)
         return out
 
-    def position(self) -> np.ndarray:
-        """int64 [D]: 0 for the best ranked text, and so on; in memory."""
-        out = np.empty(len(self), np.int64)
-        out[self.order(np.arange(len(self)))] = np.arange(len(self))
-        return out
+    def by_hash(self, memory_bytes: int) -> Iterator[np.ndarray]:
+        """int64: all places by hash, then length, then place, as many at a time as `memory_bytes` allow."""
+        for low, high in _ranges(len(self), memory_bytes):
+            hashes, places = _between(self._hash, low, high)
+            yield places[np.lexsort((self._chars.take(places), hashes))]
 
     def close(self) -> None:
         """Remove the files."""
@@ -165,10 +165,8 @@ class Keyed:
         """(keys, places) of texts whose key another text has too: equal keys next to each other, each run by
         the texts' hashes, or by their places if there are no ranks. In ranges of keys; a range takes about
         `memory_bytes`, unless more texts share one key. Texts marked in `without` are left out."""
-        ranges = max(1, -(-len(self._keys) * SORT_BYTES // max(1, memory_bytes)))
-        edges = [(1 << 64) * r // ranges for r in range(ranges + 1)]
-        for low, high in pairwise(edges):
-            key, place = self._between(low, high - 1, without)
+        for low, high in _ranges(len(self._keys), memory_bytes):
+            key, place = _between(self._keys, low, high, without)
             order = np.argsort(key)
             ordered = key[order]
             same = np.zeros(len(key) + 1, np.bool_)
@@ -178,13 +176,25 @@ class Keyed:
             order = np.lexsort((place, key) if ranks is None else (place, ranks.hashes(place), key))
             yield key[order], place[order]
 
-    def _between(self, low: int, high: int, without: Column | None) -> tuple[np.ndarray, np.ndarray]:
-        keys, places = [np.zeros(0, np.uint64)], [np.zeros(0, np.int64)]
-        for at, part in self._keys.chunks():
-            chosen = (part >= np.uint64(low)) & (part <= np.uint64(high))
-            if without is not None:
-                chosen &= without[at : at + len(part)] == 0
-            inside = np.flatnonzero(chosen)
-            keys.append(part[inside])
-            places.append(inside + at)
-        return np.concatenate(keys), np.concatenate(places)
+
+def _ranges(count: int, memory_bytes: int) -> Iterator[tuple[int, int]]:
+    """(least, largest) 64-bit number of ranges in which so many random ones can be sorted one after
+    another."""
+    ranges = max(1, -(-count * SORT_BYTES // max(1, memory_bytes)))
+    edges = [(1 << 64) * r // ranges for r in range(ranges + 1)]
+    return ((low, high - 1) for low, high in pairwise(edges))
+
+
+def _between(
+    column: Column, low: int, high: int, without: Column | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """(numbers of a column from `low` to `high`, their places); those marked in `without` are left out."""
+    keys, places = [np.zeros(0, np.uint64)], [np.zeros(0, np.int64)]
+    for at, part in column.chunks():
+        chosen = (part >= np.uint64(low)) & (part <= np.uint64(high))
+        if without is not None:
+            chosen &= without[at : at + len(part)] == 0
+        inside = np.flatnonzero(chosen)
+        keys.append(part[inside])
+        places.append(inside + at)
+    return np.concatenate(keys), np.concatenate(places)
