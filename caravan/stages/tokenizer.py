@@ -18,12 +18,16 @@ from caravan.data.tokenizer import Tokenizer, train
 from caravan.data.vocabulary.report import Report
 from caravan.stage import Runtime
 from caravan.store import Artefact
-from caravan.types import UserError
+from caravan.types import Document, UserError
 
 INPUTS = {"corpus": "corpus", "chats": "conversations?", "base": "tokenizer|model?"}
 OUTPUT = "tokenizer"
 USES: dict[str, str] = {}
-VERSION = 2
+VERSION = 3
+MEASURED_CHARS = 1 << 14
+"""Of a corpus too large to be measured whole, this much of a document at most (characters): otherwise a few
+books, of one language perhaps, would be all that is looked at."""
+BY_LANGUAGE = ("bytes_per_token", "tokens_per_word", "tokens_per_character", "whole")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,12 +114,13 @@ def _texts(cfg: Config, corpus: Artefact, chats: Artefact | None, rt: Runtime) -
         rt.report(done, total, "bytes")
     if chats is not None:
         yield from records.texts_of(records.read_conversations(chats / "train.jsonl"))
+    rt.report(0, 0, "all text read; learning from it")
 
 
 def _measure(
     cfg: Config, tokenizer: Tokenizer, corpus: Artefact, chats: Artefact | None, strict: bool
 ) -> tuple[dict[str, Any], int]:
-    """Bytes per token, overall, per language, per script and on chats; how many ids occur. Checks that text
+    """What text costs, overall, per language, per script and on chats; how many ids occur. Checks that text
     comes back whole; `strict`: it must."""
     used: set[int] = set()
     report, of_chats = (Report(tokenizer.bytes_of, tokenizer.unknown) for _ in range(2))
@@ -134,15 +139,16 @@ def _measure(
         left -= len(text.encode())
 
     for split in ("heldout", "train"):
+        share = left / max(1, int(corpus.facts.get(f"{split}_bytes", 1)))
         for document in records.read_documents(corpus / f"{split}.jsonl.zst"):
             if left <= 0:
                 break
-            take(report, document.lang, document.text)
+            if text := _sampled(document, share):
+                take(report, document.lang, text)
     languages = report.by_language()
     facts: dict[str, Any] = {
         "bytes_per_token": report.bytes_per_token(),
-        "bytes_per_token_by_language": {k: v["bytes_per_token"] for k, v in languages.items()},
-        "tokens_per_word_by_language": {k: v["tokens_per_word"] for k, v in languages.items()},
+        **{f"{what}_by_language": {k: v[what] for k, v in languages.items()} for what in BY_LANGUAGE},
         "by_script": report.by_script(),
         "unknown": report.unknown(),
         "texts_changed": changed,
@@ -155,3 +161,16 @@ def _measure(
             take(of_chats, "chats", text)
         facts["bytes_per_token_of_chats"] = of_chats.bytes_per_token()
     return facts, len(used)
+
+
+def _sampled(document: Document, share: float) -> str:
+    """The part of a document that is measured: all of it if there is room for everything (`share` >= 1), else
+    from its middle or nothing, so that every language has its share of what is measured."""
+    if share >= 1:
+        return document.text
+    size = min(len(document.text), MEASURED_CHARS)
+    chance = share * len(document.text) / max(1, size)
+    if records.share_of(records.digest_of("measured", document.id, document.text)) >= chance:
+        return ""
+    start = (len(document.text) - size) // 2
+    return document.text[start : start + size]

@@ -16,7 +16,7 @@ from caravan.data import records
 from caravan.data.tokenizer import QWEN2_SPLIT, SPECIALS, Tokenizer, train
 from caravan.data.vocabulary import extending, merges, pruning, training
 from caravan.data.vocabulary.report import Report, script
-from caravan.stages import tokenizer
+from caravan.stages import corpus, tokenizer
 from caravan.store import Store
 from caravan.types import Document, UserError
 
@@ -307,10 +307,39 @@ def test_report_counts_by_hand() -> None:
         "Space": {"characters": 2, "tokens_per_character": 0.3333, "whole": 1.0},
     }
     assert report.by_language() == {
-        "none": {"bytes_per_token": 1.5, "tokens_per_word": 2.0, "tokens_per_character": 0.667},
-        "zh": {"bytes_per_token": 2.25, "tokens_per_word": 2.0, "tokens_per_character": 0.8},
+        "none": {"bytes_per_token": 1.5, "tokens_per_word": 2.0, "tokens_per_character": 0.667, "whole": 1.0},
+        "zh": {"bytes_per_token": 2.25, "tokens_per_word": 2.0, "tokens_per_character": 0.8, "whole": 0.8},
     }
     assert report.unknown() == round(1 / 6, 6) and report.bytes_per_token() == 2.0
+
+
+def test_the_first_language_does_not_hide_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("caravan.data.vocabulary.report.LOOKED_AT", 4)
+    report = Report({0: b"ab ", 1: "你".encode(), 2: "好".encode()[:2], 3: "好".encode()[2:]}.__getitem__)
+    for _ in range(3):
+        report.add("ab ab ", [0, 0], "en")
+        report.add("你好", [1, 2, 3], "zh")
+    assert [report.by_script()[s]["characters"] for s in ("Han", "Latin")] == [4, 3]
+    assert {k: v["whole"] for k, v in report.by_language().items()} == {"en": 1.0, "zh": 0.5}
+
+
+def test_every_language_of_a_large_corpus_is_measured(tmp_path) -> None:
+    """What is measured is a sample of all documents, not the first ones; of a book a part."""
+    store = Store(tmp_path / "store")
+    rows = [("en", f"{n} the {EN[0]}") for n in range(300)] + [("zh", f"{n} 的{ZH[0]}") for n in range(300)]
+    rows += [("ru", ZH[2] * 400)]
+    (tmp_path / "raw.jsonl").write_text("\n".join(json.dumps({"text": t}) for _, t in rows))
+    cfg = corpus.Config(heldout_share=0, near_duplicates=0, repetition=False)
+    made = stage.execute(store, "corpus", cfg, {"raw": store.add(tmp_path / "raw.jsonl")})
+    assert made.facts["documents_out"] == 601
+    facts = stage.execute(
+        store, "tokenizer", tokenizer.Config(kind="bytes", measure_bytes=60_000), {"corpus": made}
+    ).facts
+    assert set(facts["whole_by_language"]) == set(facts["tokens_per_character_by_language"]) >= {"zh"}
+    assert set(facts["by_script"]) >= {"Latin", "Han", "Cyrillic"}
+    characters = sum(v["characters"] for v in facts["by_script"].values())
+    assert 20_000 < characters < 80_000
+    assert facts["whole_by_language"]["zh"] < 0.5 and facts["tokens_per_character_by_language"]["zh"] > 2
 
 
 @pytest.mark.parametrize(

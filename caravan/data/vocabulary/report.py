@@ -1,4 +1,5 @@
-"""What a vocabulary costs, by script: tokens per character and per word, and how many characters stay whole.
+"""What a vocabulary costs, by language and by script: tokens per character and per word, and how many
+characters stay whole.
 
 Tokens per word is called fertility (Rust et al. 2021, arXiv 2012.15613); words are runs without white space,
 so it says nothing about Chinese or Japanese. A character is whole if it lies inside one token: spelt in
@@ -16,7 +17,8 @@ _NAMES = {"CJK": "Han", "HIRAGANA": "Kana", "KATAKANA": "Kana"}
 
 
 LOOKED_AT = 200_000
-"""Characters of all texts together that are looked at one by one."""
+"""Characters of each language that are looked at one by one: were it of all texts together, the first
+language of a corpus would hide the others."""
 
 
 @lru_cache(maxsize=1 << 16)
@@ -36,26 +38,30 @@ class Report:
         self._bytes_of, self._unknown = bytes_of, unknown
         self._scripts: dict[str, list[float]] = {}
         self._languages: dict[str, list[int]] = {}
+        self._whole: dict[str, list[int]] = {}
         self._lost = self._tokens = 0
-        self._left = LOOKED_AT
 
     def add(self, text: str, ids: Sequence[int], language: str = "") -> None:
         """One text and its ids."""
-        entry = self._languages.setdefault(language or "none", [0, 0, 0, 0])
+        language = language or "none"
+        entry = self._languages.setdefault(language, [0, 0, 0, 0])
         for at, more in enumerate((len(text.encode()), len(ids), len(text.split()), len(text))):
             entry[at] += more
         self._tokens += len(ids)
         self._lost += sum(i == self._unknown for i in ids)
-        spelt = [self._bytes_of(i) for i in ids if i != self._unknown]
+        looked_at = self._whole.setdefault(language, [0, 0])
+        if looked_at[0] < LOOKED_AT:
+            spelt = [self._bytes_of(i) for i in ids if i != self._unknown]
+            self._characters(spelt, looked_at)
+
+    def _characters(self, spelt: list[bytes], looked_at: list[int]) -> None:
+        """Share every token among the characters it lies in; a character is whole inside one token.
+        `looked_at`: characters of this language, and how many of them were whole."""
         ends = list(accumulate(map(len, spelt)))
         starts = [0, *ends[:-1]]
         read = b"".join(spelt).decode("utf-8", "replace")
-        self._characters(read, starts, ends)
-
-    def _characters(self, read: str, starts: list[int], ends: list[int]) -> None:
-        """Share every token among the characters it lies in; a character is whole inside one token."""
         at = token = 0
-        for character in read[: self._left]:
+        for character in read[: LOOKED_AT - looked_at[0]]:
             stop = at + len(character.encode())
             while token < len(ends) and ends[token] <= at:
                 token += 1
@@ -67,8 +73,9 @@ class Report:
                 k += 1
             entry[1] += share
             entry[2] += k == token + 1
+            looked_at[0] += 1
+            looked_at[1] += k == token + 1
             at = stop
-        self._left -= len(read[: self._left])
 
     def bytes_per_token(self) -> float:
         """Of all texts."""
@@ -89,12 +96,13 @@ class Report:
         }
 
     def by_language(self) -> dict[str, dict[str, float]]:
-        """bytes_per_token, tokens_per_word, tokens_per_character."""
+        """bytes_per_token, tokens_per_word, tokens_per_character, whole (share of characters)."""
         return {
             name: {
                 "bytes_per_token": round(size / max(1, tokens), 3),
                 "tokens_per_word": round(tokens / max(1, words), 3),
                 "tokens_per_character": round(tokens / max(1, characters), 3),
+                "whole": round(self._whole[name][1] / max(1, self._whole[name][0]), 4),
             }
             for name, (size, tokens, words, characters) in sorted(self._languages.items())
         }
