@@ -4,6 +4,7 @@ order."""
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,9 @@ CLASSIFIED = ("quality", "toxicity")
 PERPLEXITY = "bits_per_byte"
 GROUP_ROWS = 1 << 14
 """Of a Parquet file: rows held until they are written."""
+PART_ROWS = 1 << 20
+"""Of one file. Whoever writes or reads a Parquet file holds what it says of its row groups: for 64 groups of
+all signals about 5 MB."""
 
 
 def document_batches(documents: Iterator[Document]) -> Iterator[list[Document]]:
@@ -51,14 +55,28 @@ def _classifier(folder: str) -> quality.Classifier:
     return quality.Classifier.load(Path(folder))
 
 
-class Writer:
-    """A Parquet file of signals. What a file says of its row groups stays in memory until the end, so batches
-    are gathered to large ones."""
+def parts(path: Path) -> Iterator[Path]:
+    """Files of one table: train.parquet, train.1.parquet, train.2.parquet, ..., as many as there are."""
+    for number in itertools.count():
+        part = _part(path, number)
+        if number and not part.is_file():
+            return
+        yield part
 
-    def __init__(self, path: Path, group_rows: int = GROUP_ROWS) -> None:
-        self._path, self._writer, self._group_rows = path, None, group_rows
+
+def _part(path: Path, number: int) -> Path:
+    return path.with_suffix(f".{number}{path.suffix}") if number else path
+
+
+class Writer:
+    """A Parquet table of signals, in files of so many rows. What a file says of its row groups stays in
+    memory until it is closed, so batches are gathered to large ones."""
+
+    def __init__(self, path: Path, group_rows: int = GROUP_ROWS, part_rows: int = PART_ROWS) -> None:
+        self._path, self._group_rows, self._part_rows = path, group_rows, part_rows
+        self._writer: Any = None
         self._waiting: list[dict[str, np.ndarray]] = []
-        self._rows = 0
+        self._rows = self._written = self._parts = 0
 
     def __enter__(self) -> Writer:
         return self
@@ -79,33 +97,44 @@ class Writer:
             {k: pa.array(v, pa.string() if v.dtype == object else None) for k, v in table.items()}
         )
         if self._writer is None:
-            self._writer = pq.ParquetWriter(self._path, rows.schema, compression="zstd")
-        self._writer.write_table(rows)  # type: ignore[attr-defined]
+            self._writer = pq.ParquetWriter(_part(self._path, self._parts), rows.schema, compression="zstd")
+        self._writer.write_table(rows)
+        self._written += len(rows)
+        if self._written >= self._part_rows:
+            self._close()
+
+    def _close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+            self._writer, self._written, self._parts = None, 0, self._parts + 1
 
     def __exit__(self, *_: Any) -> None:
         if self._waiting:
             self._flush()
-        if self._writer is not None:
-            self._writer.close()
+        self._close()
 
 
 class Reader:
-    """Rows of a signals file, a few at a time and in order."""
+    """Rows of a table of signals, a few at a time and in order; of its first file, its path."""
 
     def __init__(self, path: Path, columns: Sequence[str]) -> None:
+        first = self._opened(path, columns)
+        rest = (self._opened(part, columns) for part in itertools.islice(parts(path), 1, None))
+        self._left = itertools.chain(first, itertools.chain.from_iterable(rest))
+        self._rows: dict[str, np.ndarray] = {}
+
+    def _opened(self, path: Path, columns: Sequence[str]) -> Iterator[Any]:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
         try:
-            self._file = pq.ParquetFile(path)
+            file = pq.ParquetFile(path)
         except (OSError, pa.ArrowInvalid) as error:
             raise UserError(f"cannot read the signals in {path}: {error}") from error
-        there = self._file.schema_arrow.names
         for name in columns:
-            if name not in there:
+            if name not in file.schema_arrow.names:
                 raise UserError(f"the signals hold no `{name}`", how(name))
-        self._left = self._file.iter_batches(GROUP_ROWS // 2, columns=["id", *columns])
-        self._rows: dict[str, np.ndarray] = {}
+        return iter(file.iter_batches(GROUP_ROWS // 2, columns=["id", *columns]))
 
     def take(self, count: int) -> dict[str, np.ndarray]:
         """The next `count` rows, or fewer at the end."""

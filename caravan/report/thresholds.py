@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from caravan.data import records
+from caravan.data import measure, records
 from caravan.report.plots import Histogram
 from caravan.store import Artefact
 
@@ -82,16 +84,13 @@ def _edges(quantiles: Mapping[str, float], limits: list[float]) -> tuple[tuple[f
 def _counted(
     signals: Artefact, plans: Mapping[str, tuple[Mapping[str, Any], tuple[float, ...], bool]]
 ) -> dict[str, tuple[int, ...]]:
-    import pyarrow.parquet as pq
-
     totals = {name: np.zeros(BINS, np.int64) for name in plans}
     for split in records.SPLITS:
         path = signals / f"{split}.parquet"
         if not plans or not path.is_file():
             continue
-        file = pq.ParquetFile(path)
         columns = sorted({str(rule["signal"]) for rule, *_ in plans.values()} | {"lang"})
-        for batch in file.iter_batches(columns=[c for c in columns if c in file.schema_arrow.names]):
+        for batch in itertools.chain.from_iterable(_batches(part, columns) for part in measure.parts(path)):
             table = {name: batch.column(name).to_numpy(zero_copy_only=False) for name in batch.schema.names}
             for name, (rule, edges, _) in plans.items():
                 values = table[rule["signal"]].astype(np.float64)
@@ -103,3 +102,11 @@ def _counted(
                 inside = np.clip(values[mask], edges[0], edges[-1])
                 totals[name] += np.histogram(inside, bins=np.array(edges))[0]
     return {name: tuple(int(x) for x in counts) for name, counts in totals.items()}
+
+
+def _batches(path: Path, columns: Sequence[str]) -> Iterator[Any]:
+    """Those of the columns that a Parquet file has."""
+    import pyarrow.parquet as pq
+
+    file = pq.ParquetFile(path)
+    return iter(file.iter_batches(columns=[c for c in columns if c in file.schema_arrow.names]))
