@@ -57,28 +57,28 @@ class Importer:
             file = shardio.module(name).read(path, self._tok.vocab_size, self._dtype)
             if file.ends is None:
                 self.separators.add(file.separator)
-            for block in self._cut(file):
+            for block in self._cut(file, path.name):
                 yield block if self._named else self._chosen(block, split)
 
-    def _cut(self, file: TokenFile) -> Iterator[Block]:
-        """Blocks of whole documents, about BLOCK_TOKENS each (or one longer document)."""
+    def _cut(self, file: TokenFile, name: str) -> Iterator[Block]:
+        """Blocks of whole documents, about BLOCK_TOKENS each (or one longer document). `name`: of the file."""
         ends = document_ends(file, self._tok.eos)
         first = start = 0
         while first < len(ends):
             last = max(first + 1, int(np.searchsorted(ends, start + BLOCK_TOKENS, side="right")))
             stop = int(ends[last - 1])
             lengths = np.diff(ends[first:last], prepend=start)
-            yield Block(file.tokens[start:stop], lengths, self._sizes(file.tokens, start, lengths))
+            yield Block(file.tokens[start:stop], lengths, self._sizes(file.tokens, start, lengths, name))
             first, start = last, stop
 
-    def _sizes(self, tokens: np.ndarray, start: int, lengths: np.ndarray) -> np.ndarray:
+    def _sizes(self, tokens: np.ndarray, start: int, lengths: np.ndarray, name: str) -> np.ndarray:
         """UTF-8 bytes of each document, which its tokens spell."""
         out = np.zeros(len(lengths), np.int64)
         stop = start + int(lengths.sum())
         owner_starts = start + np.cumsum(lengths) - lengths
         for at in range(start, stop, BLOCK_TOKENS):
             ids = np.asarray(tokens[at : min(stop, at + BLOCK_TOKENS)])
-            check_ids(int(ids.min()), int(ids.max()), len(self._bytes_V))
+            check_ids(int(ids.min()), int(ids.max()), len(self._bytes_V), name)
             summed = np.concatenate([[0], np.cumsum(self._bytes_V[ids])])
             low = np.clip(owner_starts - at, 0, len(ids))
             high = np.clip(owner_starts + lengths - at, 0, len(ids))

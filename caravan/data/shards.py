@@ -263,11 +263,12 @@ def _write_split(
     return {"tokens": total, "documents": documents, "utf8_bytes": utf8_bytes, "files": files}
 
 
-def check_ids(low: int, high: int, vocab_size: int) -> None:
-    """Raise UserError unless the smallest and the largest id fit the vocabulary."""
+def check_ids(low: int, high: int, vocab_size: int, file: str = "") -> None:
+    """Raise UserError unless the smallest and the largest id (of a file) fit the vocabulary."""
     if high >= vocab_size or low < 0:
+        wrong = high if high >= vocab_size else low
         raise UserError(
-            f"a token id of {high if high >= vocab_size else low} does not fit a vocabulary of {vocab_size}",
+            f"{file and file + ': '}a token id of {wrong} does not fit a vocabulary of {vocab_size}",
             "tokenizer and vocabulary size do not belong together, or the ids were read with a wrong dtype",
         )
 

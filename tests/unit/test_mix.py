@@ -161,11 +161,18 @@ def test_resume_at_any_token_and_at_another_batch_size() -> None:
     flat = [t for step in range(10) for b in run.micro_batches(step, 16) for t in b.ids_N.tolist()]
     for start, stop in ((0, 1600), (1, 2), (15, 17), (333, 1234), (1599, 1600), (40, 40)):
         assert loader().stream(start, stop).tolist() == flat[start:stop]
-    one = PretrainLoader(A, 160, 16, 3)
-    flat = [t for step in range(6) for b in one.micro_batches(step, 16) for t in b.ids_N.tolist()]
-    later = PretrainLoader(A, 48, 16, 3, first_row=21)
-    rest = [t for step in range(13) for b in later.micro_batches(step, 16) for t in b.ids_N.tolist()]
-    assert rest == flat[21 * 16 : 60 * 16]
+
+
+@pytest.mark.parametrize("packing", ["chunk", "best_fit", "document"])
+def test_resume_behind_any_row_at_another_batch_size(packing: str) -> None:
+    def rows(run: PretrainLoader, steps: int) -> list[list[int]]:
+        return [b.ids_N.tolist() for step in range(steps) for b in run.micro_batches(step, 16)]
+
+    uneven = Shards(A.tokens, np.r_[9:400:9, 400], 10**6, 0)
+    whole = rows(PretrainLoader(uneven, 160, 16, 3, packing=packing), 6)  # type: ignore[arg-type]
+    assert len(whole) == 60 and (packing == "chunk" or len(set(map(len, whole))) > 1)
+    later = PretrainLoader(uneven, 48, 16, 3, packing=packing, first_row=21)  # type: ignore[arg-type]
+    assert rows(later, 13) == whole[21:]
 
 
 def test_a_ramp_keeps_its_phases_at_steps() -> None:
