@@ -61,7 +61,7 @@ class Importer:
                 yield block if self._named else self._chosen(block, split)
 
     def _cut(self, file: TokenFile, name: str) -> Iterator[Block]:
-        """Blocks of whole documents, about BLOCK_TOKENS each (or one longer document). `name`: of the file."""
+        """Blocks of whole documents, about BLOCK_TOKENS each (or one longer document) of the file `name`."""
         ends = document_ends(file, self._tok.eos)
         first = start = 0
         while first < len(ends):
