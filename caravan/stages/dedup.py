@@ -28,7 +28,7 @@ T = TypeVar("T")
 INPUTS = {"corpus": "corpus", "embeddings": "raw?", "model": "model?"}
 OUTPUT = "corpus"
 USES: dict[str, str] = {}
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -322,14 +322,15 @@ def _cut(
     for cut, span in spans:
         starts, ends = where[cut]
         first, last = int(starts[span.start]), int(ends[span.stop - 1])
-        # White space behind a span goes with it.
-        gone.append((first, int(starts[span.stop]) if span.stop < len(starts) else len(document.text)))
+        gone.append((first, last))
         row = {
             "id": document.id, "start": first, "stop": last, cut.unit: span.stop - span.start,
             "kept": ids[span.origin], "text": document.text[first : min(last, first + 200)],
         }  # fmt: skip
         cuts.write(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE))
-        tally[cut.unit] += span.stop - span.start
+        if cut.unit == "sentences":
+            tally["sentences"] += span.stop - span.start
+    tally["tokens"] += _tokens(document.text, gone)
     text = substring.without(document.text, gone)
     tally.update(documents=1, spans=len(spans), chars=len(document.text) - len(text))
     if len(text) < cfg.min_chars:
@@ -338,3 +339,13 @@ def _cut(
         files.remove(document, Rejection("copied_spans", reason), kept=stay[0])
     else:
         files.keep(split, replace(document, text=text), document)
+
+
+def _tokens(text: str, cuts: Sequence[tuple[int, int]]) -> int:
+    """Words and marks inside cuts, each once, whatever the cuts are counted in."""
+    starts, _ = _Units("tokens").places(text)
+    inside = np.zeros(len(starts), np.bool_)
+    for cut in cuts:
+        first, stop = np.searchsorted(starts, cut).tolist()
+        inside[first:stop] = True
+    return int(inside.sum())

@@ -157,6 +157,7 @@ def test_one_text_keeps_a_span_whatever_the_shards(tmp_path: Path) -> None:
         removed = [(r["id"], r["rule"], r["kept"]) for r in records.read_lines(art / "removed.jsonl.zst")]
         outcomes.append((kept, [(r["id"], r["sentences"], r["kept"], r["text"]) for r in spans], removed))
         assert art.facts["spans"]["sentences"] == 9 and art.facts["spans"]["documents"] == 3
+        assert art.facts["spans"]["tokens"] == 3 * len(re.findall(r"\w+|[.!?]", SHARED)) == 57
     assert outcomes[0] == outcomes[1]
     kept, spans, removed = outcomes[0]
     assert removed == [("short", "copied_spans", "d05")]
@@ -182,6 +183,11 @@ def test_spans_of_tokens_and_of_sentences_together_lose_nothing(tmp_path: Path) 
         store, "dedup", dedup_stage.Config(near=0, substring=15, sentences=3, min_chars=0), {"corpus": art}
     )
     assert out.facts["spans"]["sentences"] > 5 and out.facts["spans"]["tokens"] > 50
+    count = [
+        sum(len(re.findall(r"\w+|[^\w\s]", d.text)) for _, d in rewrite.read(a.path)) for a in (art, out)
+    ]
+    removed = records.read_lines(out / "removed.jsonl.zst")
+    assert not list(removed) and out.facts["spans"]["tokens"] == count[0] - count[1], "each once, none glued"
     left = "".join("".join(d.text.split()) for _, d in rewrite.read(out.path))
     used = {s for t in texts for s in split(t)}
     assert all("".join(s.split()) in left for s in used)

@@ -146,6 +146,9 @@ def test_cutting_a_text() -> None:
     assert without(text, [(11, 25)]) == "Keep this. And, keep."
     assert without(text, [(25, 35), (0, 11)]) == "Cut that now!"
     assert without(text, [(11, 20), (15, 25), (12, 14)]) == "Keep this. And, keep.", "cuts may overlap"
+    assert without("One, two three", [(3, 8)]) == "One three", "words stay apart"
+    assert without("One, two three four", [(3, 8), (9, 14)]) == "One four"
+    assert without("One, two three four", [(3, 8), (5, 14)]) == "One four", "also where cuts overlap"
 
 
 def test_spans_are_joined_across_the_ranges_they_are_sorted_in(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ Legend: T tokens of all texts, D texts, W windows found more than once."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -35,6 +36,7 @@ _CHUNK = 1 << 17
 _SORT_BYTES = 48
 _CACHED_BYTES = 1 << 26
 _OPEN_FILES = 256
+_SPACE = re.compile(r"\s*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,10 +277,24 @@ def _disjoint(spans: list[Span]) -> list[Span]:
 
 
 def without(text: str, cuts: Sequence[tuple[int, int]]) -> str:
-    """The text without characters [start, stop) of every cut; cuts may overlap."""
+    """The text without characters [start, stop) of every cut; cuts may overlap. White space behind goes too,
+    unless it is all that parts what came before from what comes."""
     kept, at = [], 0
-    for start, stop in sorted(cuts):
-        kept.append(text[at : max(at, start)])
-        at = max(at, stop)
+    for start, stop in _merged(cuts):
+        kept.append(text[at:start])
+        at = stop
+        if not text[start - 1 : start].strip():
+            space = _SPACE.match(text, stop)
+            at = space.end() if space else stop
     kept.append(text[at:])
     return "".join(kept).strip()
+
+
+def _merged(cuts: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    out: list[tuple[int, int]] = []
+    for start, stop in sorted(cuts):
+        if out and start <= out[-1][1]:
+            out[-1] = out[-1][0], max(out[-1][1], stop)
+        else:
+            out.append((start, stop))
+    return out
