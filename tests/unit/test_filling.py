@@ -82,4 +82,58 @@ def test_a_file_cut_short_while_open_is_named(tmp_path: Path) -> None:
     os.truncate(tmp_path / "model.safetensors", 5_000_000)
     out = torch.empty(1000, 1000)
     with pytest.raises(UserError, match=r"model\.safetensors .*became shorter"):
+        for key in "ab":
+            files.fill(key, out)
+    with pytest.raises(UserError, match=r"model\.safetensors .*was changed after its header was read"):
         filling._side_by_side(lambda i: files.fill("ab"[i], out), [(0, 1), (1, 1)])
+
+
+def shards(folder: Path, count: int) -> dict[str, torch.Tensor]:
+    own = {f"{i:03d}": torch.full((50,), float(i)) for i in range(count)}
+    write_tensors(own, folder, shard_bytes=1)
+    assert len(list(folder.glob("*.safetensors"))) == count
+    return own
+
+
+def read_all(files: TensorFolder) -> dict[str, torch.Tensor]:
+    """In several threads, as models are filled."""
+    keys, got = sorted(files), {}
+
+    def make(i: int) -> None:
+        got[keys[i]] = torch.empty(files.shape(keys[i]) or ())
+        files.fill(keys[i], got[keys[i]])
+
+    filling._side_by_side(make, [(i, 1) for i in range(len(keys))])
+    return got
+
+
+def test_more_shards_than_files_that_may_be_open(tmp_path: Path) -> None:
+    """Some systems allow 256 files; published models come in up to 200 shards, and merging opens several."""
+    resource = pytest.importorskip("resource")
+    own = shards(tmp_path, 90)
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = [os.open(os.devnull, os.O_RDONLY) for _ in range(3 + filling.READERS)]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(free) + 1, before[1]))
+    for number in free:
+        os.close(number)
+    try:
+        folders = [TensorFolder(tmp_path) for _ in range(2)]
+        got = [read_all(files) for files in folders]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert all(torch.equal(one[key], own[key]) for one in got for key in own)
+
+
+@pytest.mark.parametrize("how", ["replaced", "gone"])
+def test_a_shard_that_is_not_the_one_whose_header_was_read(how: str, tmp_path: Path) -> None:
+    """Its tensors would lie elsewhere, or be those of another model."""
+    shards(tmp_path, 8)
+    files = TensorFolder(tmp_path)
+    path = tmp_path / "model-00003-of-00008.safetensors"
+    data = path.read_bytes()
+    path.unlink()
+    if how == "replaced":
+        path.write_bytes(data[:-4] + bytes(4))
+    says = {"replaced": "was changed after its header was read", "gone": "is missing"}[how]
+    with pytest.raises(UserError, match=rf"model-00003-of-00008\.safetensors .*{says}"):
+        read_all(files)
