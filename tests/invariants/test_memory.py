@@ -1,4 +1,4 @@
-"""Ten times the text goes from raw to shards in the same memory, every stage in a process of its own."""
+"""Ten times the text, chats and pairs in the same memory, every stage in a process of its own."""
 
 import json
 import subprocess
@@ -16,5 +16,8 @@ def test_ten_times_the_text_in_the_same_memory(tmp_path: Path) -> None:
     call = [sys.executable, str(BENCH), "--output", str(tmp_path / "found.json")]
     subprocess.run(call, check=True)
     ratio = json.loads((tmp_path / "found.json").read_text())["ratio"]
-    assert ratio.keys() == {"corpus", "signals", "filter", "dedup", "tokenizer", "shards"}
+    assert ratio.keys() == {
+        "corpus", "signals", "filter", "dedup", "meanings", "decontaminate", "unseen", "tokenizer", "shards",
+        "mix", "conversations", "preferences",
+    }  # fmt: skip
     assert {name: r for name, r in ratio.items() if r > 1.15} == {}, "these grow with the text"
