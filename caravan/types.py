@@ -66,6 +66,8 @@ class Message:
     tools: tuple[str, ...] = ()
     """Of a system turn (its content may be empty): the tools there are, each a JSON object as text,
     `{"type": "function", "function": {"name", "description", "parameters"}}`."""
+    train: bool = True
+    """Of an assistant turn: whether it carries loss. On disk `"weight": 0` says that it does not."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,6 +50,8 @@ def row_of(message: Message) -> dict[str, Any]:
             row[key] = given
     if message.tools:
         row["tools"] = [orjson.loads(tool) for tool in message.tools]
+    if not message.train:
+        row["weight"] = 0
     return row
 
 
@@ -146,7 +148,8 @@ def _with_tools(role: str, content: str, row: dict[str, Any]) -> Message:
         for c in row.get("tool_calls", ())
     )
     tools = tuple(orjson.dumps(tool).decode() for tool in row.get("tools", ()))
-    return Message(role, content, calls, row.get("name", ""), row.get("tool_call_id", ""), tools)
+    name, call = row.get("name", ""), row.get("tool_call_id", "")
+    return Message(role, content, calls, name, call, tools, row.get("weight") != 0)
 
 
 def words_of(messages: Iterable[Message]) -> Iterator[str]:

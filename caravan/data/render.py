@@ -9,7 +9,8 @@ inside its outer white space (templates like to trim). Where the marks come out 
 template's own, and only the latter may become special tokens.
 
 Tools and calls go to templates that know them (`data/tools.py` writes them into the contents for the
-others). What a call holds is marked like a content; an assistant's calls carry loss, results of tools none.
+others). What a call holds is marked like a content; an assistant's calls carry loss, results of tools none,
+and a turn that is not to be trained on none either.
 """
 
 from __future__ import annotations
@@ -51,7 +52,8 @@ def render(messages: Sequence[Message], tok: Tokenizer, generation_prompt: bool 
         answer = message is not None
         piece, last = _encode(_parts(text, marks, tok, answer), tok, message, goes_on)
         ids += piece
-        mask += [answer and at <= last for at in range(len(piece))]
+        learnt = message is not None and message.train
+        mask += [learnt and at <= last for at in range(len(piece))]
     return Rendered(ids, mask)
 
 

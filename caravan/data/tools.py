@@ -105,6 +105,7 @@ def joined(messages: Sequence[Message]) -> list[Message]:
             and last.role == message.role
             and message.role in ("user", "assistant")
             and not last.tool_calls
+            and last.train == message.train
         ):
             parts = [p for p in (last.content, message.content) if p.strip()]
             found[-1] = replace(message, content="\n\n".join(parts))

@@ -2,14 +2,17 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import orjson
 import pytest
 
-from caravan.data import formats
+from caravan.data import formats, records
 from caravan.data.formats import Limits, Problem
 from caravan.data.formats._turns import message_of
+from caravan.data.render import render
+from caravan.data.tokenizer import train
 from caravan.data.tools import order_problem
 from caravan.types import Conversation, Labelled, Message, Ranking, ToolCall, UserError
 
@@ -314,12 +317,51 @@ def test_preference_formats(tmp_path: Path, name: str) -> None:
         {"prompt": "\n\nHuman: q\n\nAssistant: ", "answers": [{"answer": "g", "model": "m", "rank": 1.0},
                                                             {"answer": "b", "model": "n", "rank": 2.0}]},
         {"prompt": "q", "responses": [{"text": "g", "score": 2}, {"text": "b", "score": 1}]},
-        {"prompt": "\n\nHuman: q\n\nAssistant:", "response": "g", "chosen": "g", "rejected": "b"},
+        {"prompt": "\n\nHuman: q\n\nAssistant:", "response": " g", "chosen": " g", "rejected": " b\n"},
+        {"prompt": "\n\nHuman: q\n\nAssistant:", "responses": [" g", " b"], "ranks": [0, 1]},
+        {"chosen": "\n\nHuman: q\n\nAssistant: g", "rejected": "\n\nHuman: q\n\nAssistant: b\n"},
     ],
 )  # fmt: skip
 def test_pairs_in_every_dress(tmp_path: Path, row: dict) -> None:
     value, _ = one(tmp_path, row, "preferences")
     assert value == Ranking((U("q"),), ("g", "b"), (0, 1), "", "x.jsonl")
+
+
+def test_only_a_transcripts_space_is_cut_off(tmp_path: Path) -> None:
+    """Elsewhere an answer's white space is the answer's own (code, say)."""
+    value, _ = one(tmp_path, {"prompt": "q", "chosen": "    return 1\n", "rejected": "b"}, "preferences")
+    assert value.responses[0] == "    return 1\n"
+    row = {"prompt": "\n\nHuman: q\n\nAssistant:", "completion": " g", "label": True}
+    assert one(tmp_path, row, "preferences")[0] == Labelled((U("q"),), "g", True, "", "x.jsonl")
+
+
+@pytest.mark.parametrize("dress", ["openai", "sharegpt"])
+def test_answers_of_no_weight_are_not_trained_on(tmp_path: Path, dress: str) -> None:
+    def row(*weights: object) -> dict:
+        answers = [{"role": "assistant", "content": "a", "weight": w} for w in weights]
+        turns = [t for answer in answers for t in ({"role": "user", "content": "q"}, answer)]
+        if dress == "openai":
+            return {"messages": turns}
+        return {"conversations": [{"from": t["role"], "value": t["content"], **t} for t in turns]}
+
+    value, found = one(tmp_path, row(0, 1, None), "conversations")
+    assert found == dress and [m.train for m in value.messages if m.role == "assistant"] == [
+        False,
+        True,
+        True,
+    ]
+    assert records.conversation_of(orjson.loads(records.dump(value))) == value
+    tok = train(["q a"], 300)
+    made, all_of_it = (
+        render(value.messages, tok),
+        render([replace(m, train=True) for m in value.messages], tok),
+    )
+    assert made.ids == all_of_it.ids and sum(all_of_it.mask) == 3 * 2
+    assert [i for i, m in enumerate(all_of_it.mask) if m][2:] == [i for i, m in enumerate(made.mask) if m]
+    for weights, said in (((0, 0), "an answer to train on"), ((0.5,), "a weight of 0 or 1, not 0.5")):
+        (tmp_path / "x.jsonl").write_bytes(orjson.dumps(row(*weights)))
+        values, problems, _ = read(tmp_path / "x.jsonl", "conversations")
+        assert not values and problems[0].expected.startswith(said)
 
 
 def test_equal_scores_are_ties(tmp_path: Path) -> None:

@@ -48,16 +48,34 @@ def message_of(turn: Any) -> Message:
     if role == "assistant":
         calls = calls_of(turn.get("tool_calls") or turn.get("function_call"))
     content = _content(turn, bool(calls))
+    train = role != "assistant" or _weighs(turn)
     if isinstance(given, str) and given.strip().lower() in _CALLS:
-        return Message(role, "", calls or calls_of(content))
+        return Message(role, "", calls or calls_of(content), train=train)
     if role == "assistant" and not calls and (found := _CALL_TEXT.fullmatch(content)):
-        return Message(role, found.group(1).strip(), calls_of(_ONE_CALL.findall(found.group(2))))
+        made = calls_of(_ONE_CALL.findall(found.group(2)))
+        return Message(role, found.group(1).strip(), made, train=train)
     if role == "tool":
         whole = _RESULT_TEXT.fullmatch(content)
         content = whole.group(1) if whole else content
         return Message(role, content, (), _text(turn, "name"), _text(turn, "tool_call_id"))
     tools = tools_of(turn.get("tools")) if role == "system" else ()
-    return Message(role, content, calls, tools=tools)
+    return Message(role, content, calls, tools=tools, train=train)
+
+
+def _weighs(turn: dict[str, Any]) -> bool:
+    """Whether a turn carries loss: OpenAI's files say `weight` 0 of answers that do not."""
+    weight = turn.get("weight")
+    if weight not in (None, 0, 1):
+        raise Bad(f"a weight of 0 or 1, not {weight!r}")
+    return weight != 0
+
+
+def trained(messages: tuple[Message, ...]) -> tuple[Message, ...]:
+    """The messages; Bad if there are answers and none is to be trained on."""
+    answers = [m.train for m in messages if m.role == "assistant"]
+    if answers and not any(answers):
+        raise Bad("an answer to train on (the weight of every one is 0)")
+    return messages
 
 
 def _content(turn: dict[str, Any], calls: bool) -> str:
@@ -92,7 +110,8 @@ def messages_of(turns: Any) -> tuple[Message, ...]:
         message = message_of(turn)
         last = found[-1] if found else None
         if message.tool_calls and not message.content and last and last.role == "assistant":
-            found[-1] = replace(last, tool_calls=last.tool_calls + message.tool_calls)
+            both = last.train and message.train
+            found[-1] = replace(last, tool_calls=last.tool_calls + message.tool_calls, train=both)
         else:
             found.append(message)
     return tuple(found)

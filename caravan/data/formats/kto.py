@@ -46,7 +46,7 @@ def convert(row: dict[str, Any], kind: str) -> Iterator[Conversation | Labelled]
         raise Bad("true or false under 'label'")
     key = next((k for k in ANSWERS if k in row), None)
     if "prompt" in row and key:
-        prompt, answer = answer_of(row[key], prompt_of(row), key)
+        prompt, answer = answer_of(row[key], row, prompt_of(row), key)
         last = Message("assistant", answer)
     else:
         whole = next((row[k] for k in _WHOLE if isinstance(row.get(k), list)), None)

@@ -59,7 +59,7 @@ def convert(row: dict[str, Any], kind: str) -> Iterator[Ranking]:
     if order is None and (inner := _inner(given)):
         name, order = f"{inner[1]}s", [answer[inner[1]] for answer in given]
         given = [answer[inner[0]] for answer in given]
-    responses = tuple(answer_of(answer, prompt, "responses")[1] for answer in given)
+    responses = tuple(answer_of(answer, row, prompt, "responses")[1] for answer in given)
     if not isinstance(order, list) or len(order) != len(responses):
         raise Bad(f"one rank or score for each of the {len(responses)} responses")
     if not all(map(is_number, order)):

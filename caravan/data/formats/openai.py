@@ -2,7 +2,7 @@
 tools.
 
 `function_call` and the role `function` (the older spelling) are read as well, as is `tools` or `functions`
-beside `messages`. Our own conversations are of this format.
+beside `messages`. An answer of `weight` 0 is not to be trained on. Our own conversations are of this format.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from caravan.data.formats._files import id_of, reader, source_of
-from caravan.data.formats._turns import messages_of, with_system
+from caravan.data.formats._turns import messages_of, trained, with_system
 from caravan.types import Conversation
 
 KINDS = ("conversations",)
@@ -25,7 +25,8 @@ def detect(sample: dict[str, Any] | bytes, path: Path) -> str | None:
 
 
 def convert(row: dict[str, Any], kind: str) -> Iterator[Conversation]:
-    yield Conversation(with_system(row, messages_of(row.get("messages"))), id_of(row), source_of(row))
+    messages = trained(messages_of(row.get("messages")))
+    yield Conversation(with_system(row, messages), id_of(row), source_of(row))
 
 
 read = reader(convert)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from caravan.data.formats._files import Bad, id_of, reader, source_of, text_of
-from caravan.data.formats._turns import messages_of, with_system
+from caravan.data.formats._turns import messages_of, trained, with_system
 from caravan.types import Conversation, Message
 
 KINDS = ("conversations",)
@@ -46,7 +46,7 @@ def convert(row: dict[str, Any], kind: str) -> Iterator[Conversation]:
             for role, key in (("user", "human"), ("assistant", "assistant"))
         )
     else:
-        messages = messages_of(turns)
+        messages = trained(messages_of(turns))
     yield Conversation(with_system(row, messages), id_of(row), source_of(row))
 
 
