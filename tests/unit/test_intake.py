@@ -37,7 +37,8 @@ def chats() -> list[dict[str, Any]]:
         turns = [{"role": "user", "content": prose(12)}, {"role": "assistant", "content": prose(40)}]
         row: dict[str, Any] = {"messages": turns, "id": f"c{k}"}
         if k % 10 == 7:
-            row = {**out[DRAW.randrange(k)], "id": f"again{k}"}
+            # What a copy asks for counts for nothing.
+            row = {**out[DRAW.randrange(k)], "id": f"again{k}", "split": "heldout"}
         elif k % 10 == 8:
             turns[0], answer = out[k - 5]["messages"]
             turns[1] = {"role": "assistant", "content": answer["content"] + " so be it"}

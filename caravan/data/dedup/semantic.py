@@ -132,11 +132,12 @@ def _grouped(
         size += np.bincount(nearest, minlength=len(centres))
     edges = np.concatenate([[0], np.cumsum(size)])
     free, out = edges[:-1].copy(), Column.filled(folder, np.int64, len(order))
-    for at, group in member.chunks():
+    for block in _blocks(len(member)):
+        group = member[block]
         sort = np.argsort(group, kind="stable")
         group = group[sort]
-        before = np.arange(len(group)) - np.searchsorted(group, group)  # of its group in this chunk
-        out.put(free[group] + before, order[at : at + len(group)][sort])
+        before = np.arange(len(group)) - np.searchsorted(group, group)  # of its group in this block
+        out.put(free[group] + before, order[block][sort])
         free += np.bincount(group, minlength=len(free))
     member.close()
     return out, edges
