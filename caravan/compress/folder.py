@@ -21,9 +21,8 @@ from torch import Tensor, nn
 from caravan.compress import gptq, rtn
 from caravan.kernels.attention import Segments
 from caravan.kernels.quantized import QuantLinear, expand, pack, packed_names, read_integers, scheme
-from caravan.model import checkpoint, families, fp8, rules
+from caravan.model import checkpoint, families, fp8, rules, stored
 from caravan.model.decoder import Decoder, prefixes
-from caravan.types import UserError
 
 Report = Callable[[int, int], None]
 
@@ -163,9 +162,8 @@ def _second_moments(
 
 
 def load_source(folder: Path) -> Decoder:
-    """The float model to quantise, in float32. Raises UserError when it already is quantised."""
-    if checkpoint.read_config(folder).get("quantization_config"):
-        raise UserError(f"{folder} is quantised already", "quantise the model it was made from")
+    """The float model to quantise, in float32. Raises UserError when it already is in integers."""
+    stored.weights(folder)
     return checkpoint.load_model(folder, torch.float32)
 
 
@@ -173,8 +171,8 @@ def write(source: Path, out: Path, model: Decoder, grid: Grid, weights: dict[str
     """Write `out` as `source` with `weights` (by canonical name) in packed form; returns the names of the
     projections left as they were."""
     config = checkpoint.read_config(source)
-    originals = checkpoint.TensorFolder(source)
-    tensors: dict[str, Tensor] = {key: originals[key] for key in originals}
+    originals = stored.weights(source)
+    tensors: dict[str, Tensor] = {key: originals[key].to(originals.kind(key)) for key in originals}
     left: list[str] = []
     transposed = False
     table = rules.of(families.find(model.family)).spelled(model.spelling)
@@ -240,14 +238,14 @@ def swap(model: Decoder, folder: Path) -> int:
         return 0
     bits, _ = scheme(config["quantization_config"])
     tensors = checkpoint.TensorFolder(folder)
-    stored = set(packed_names(tensors))
+    integers = set(packed_names(tensors))
     table = rules.of(families.find(model.family)).spelled(model.spelling)
     layers = projections(model)
     count = 0
     for step in rules.plan(table, model.spec, [f"{name}.weight" for name in layers]):
         names = [s.removeprefix(table.prefix) if model.bare else s for s in step.sources]
         names = [name.removesuffix(".weight") for name in names]
-        if not stored.issuperset(names):
+        if not integers.issuperset(names):
             continue
         parts = [read_integers(tensors, name, bits) for name in names]
         rows = _rows_only(step)

@@ -60,6 +60,11 @@ class Blocks(Tensors):
     def shape(self, key: str) -> tuple[int, ...] | None:
         return self.tensors.shape(key) if isinstance(self.tensors, Tensors) else None
 
+    def kind(self, key: str) -> torch.dtype:
+        """The type to write a tensor in: bf16 for scaled ones."""
+        assert isinstance(self.tensors, TensorFolder)
+        return torch.bfloat16 if key in self.scaled else self.tensors.kind(key)
+
     def fill(self, key: str, out: Tensor) -> None:
         if key in self.scaled:
             self._multiply(key, self.tensors[key], out)

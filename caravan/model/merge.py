@@ -16,8 +16,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from caravan.model import checkpoint
-from caravan.model.tensors import TensorFolder, stream_tensors
+from caravan.model import checkpoint, stored
+from caravan.model.tensors import stream_tensors
 from caravan.types import UserError
 
 Method = Literal["linear", "slerp", "task", "ties", "dare"]
@@ -135,37 +135,37 @@ def merge(
     every = [*folders, *([base] if base is not None else [])]
     for other in every[1:]:
         same_shape(every[0], other)
-    files = [TensorFolder(folder) for folder in every]
-    wanted = {key: (files[0].entry(key).dtype, files[0].entry(key).shape) for key in files[0]}
+    files = [stored.weights(folder) for folder in every]
+    wanted = {key: (files[0].kind(key), files[0].shape(key) or ()) for key in files[0]}
     done = 0
     moved = 0.0
 
     def make(key: str) -> Tensor:
         nonlocal done, moved
-        stored = [file[key] for file in files]
+        own = [file[key] for file in files]
         report(done := done + 1, len(wanted))
-        if not stored[0].dtype.is_floating_point:
-            if any(not torch.equal(stored[0], other) for other in stored[1:]):
+        if not own[0].dtype.is_floating_point:
+            if any(not torch.equal(own[0], other) for other in own[1:]):
                 raise UserError(f"'{key}' holds whole numbers that differ between the models")
-            return stored[0]
-        parts = [tensor.float() for tensor in stored]
+            return own[0]
+        parts = [tensor.float() for tensor in own]
         one = recipe.one(key, parts[: len(folders)], parts[-1] if base is not None else None)
         if not torch.isfinite(one).all():
             raise UserError(f"merging '{key}' gives numbers that are not finite", "look at the inputs")
         moved += float((one - parts[0]).double().square().sum())
-        return one.to(stored[0].dtype)
+        return one.to(wanted[key][0])
 
     out.mkdir(parents=True, exist_ok=True)
     stream_tensors(wanted, make, out)
-    checkpoint.write_json(out / "config.json", checkpoint.read_config(folders[0]))
+    config = checkpoint.read_config(folders[0])
+    config.pop("quantization_config", None)  # 8-bit floats are written in full
+    checkpoint.write_json(out / "config.json", config)
     return {"models": len(folders), "tensors": len(wanted), "distance_from_first": moved**0.5}
 
 
 def same_shape(first: Path, other: Path) -> None:
     """Raise UserError unless two folders hold the same tensors of the same model; the difference is named."""
-    for folder in (first, other):
-        if checkpoint.read_config(folder).get("quantization_config"):
-            raise UserError(f"{folder} is quantised", "merge the models that were quantised")
+    a, b = stored.weights(first), stored.weights(other)
     kinds = [checkpoint.read_config(folder).get("model_type") for folder in (first, other)]
     found = difference(checkpoint.load_spec(first), checkpoint.load_spec(other))
     if kinds[0] != kinds[1]:
@@ -176,14 +176,11 @@ def same_shape(first: Path, other: Path) -> None:
             f"the models are not of one shape: {name} is {left!r} in {first} and {right!r} in {other}",
             "merging needs relatives: trained from one base, with one tokenizer",
         )
-    a, b = TensorFolder(first), TensorFolder(other)
     for key in sorted(a.keys() ^ b.keys()):
         raise UserError(f"only {first if key in a else other} has the tensor '{key}'")
     for key in a:
-        if a.entry(key).shape != b.entry(key).shape:
-            raise UserError(
-                f"'{key}' has shape {a.entry(key).shape} in {first} and {b.entry(key).shape} in {other}"
-            )
+        if a.shape(key) != b.shape(key):
+            raise UserError(f"'{key}' has shape {a.shape(key)} in {first} and {b.shape(key)} in {other}")
 
 
 def difference(a: Any, b: Any, name: str = "") -> tuple[str, Any, Any] | None:

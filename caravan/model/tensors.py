@@ -114,6 +114,9 @@ class TensorFolder(Tensors):
     def shape(self, key: str) -> tuple[int, ...] | None:
         return self.entry(key).shape
 
+    def kind(self, key: str) -> torch.dtype:
+        return self.entry(key).dtype
+
     def place(self, key: str) -> tuple[str, int] | None:
         return self.where[key], self.entry(key).start
 

@@ -39,19 +39,13 @@ class Config:
 
 def run(cfg: Config, inputs: Mapping[str, Artefact], out: Path, rt: Runtime) -> dict[str, Any]:
     """Write the model with its new tables, and the tokenizer, into `out`; returns counts of rows."""
-    import torch
-
-    from caravan.model import checkpoint, grow
-    from caravan.model.tensors import TensorFolder
+    from caravan.model import checkpoint, grow, stored
 
     source = inputs["model"].path
     given = inputs.get("tokenizer")
     words = given.path if given is not None else source
-    if checkpoint.read_config(source).get("quantization_config"):
-        raise UserError(f"{source} is quantised", "take the model that was quantised")
+    dtype = stored.dtype(source)
     old, new = Tokenizer.load(source), Tokenizer.load(words)
-    files = TensorFolder(source)
-    dtype = torch.bfloat16 if {files.entry(key).dtype for key in files} == {torch.bfloat16} else torch.float32
     model = checkpoint.load_model(source, dtype)
     checkpoint.check_vocab(model.spec, old.vocab_size)
     sources = row_sources(old, new, words) if given is not None else [(i,) for i in range(old.vocab_size)]

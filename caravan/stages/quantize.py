@@ -57,6 +57,7 @@ def run(cfg: Config, inputs: Mapping[str, Artefact], out: Path, rt: Runtime) -> 
     import torch
 
     from caravan.compress import folder
+    from caravan.model import stored
 
     source = inputs["model"].path
     calibration = inputs.get("calibration")
@@ -65,8 +66,9 @@ def run(cfg: Config, inputs: Mapping[str, Artefact], out: Path, rt: Runtime) -> 
     if rt.threads:
         torch.set_num_threads(rt.threads)
     model = folder.load_source(source)
-    stored = next(iter(folder.checkpoint.TensorFolder(source).values())).dtype
-    grid = folder.Grid(cfg.bits, cfg.width, torch.bfloat16 if stored == torch.bfloat16 else torch.float32)
+    weights_of = stored.weights(source)
+    kind = weights_of.kind(next(iter(weights_of)))
+    grid = folder.Grid(cfg.bits, cfg.width, torch.bfloat16 if kind == torch.bfloat16 else torch.float32)
     if not any(grid.fits(layer.in_features) for layer in folder.projections(model).values()):
         raise UserError(
             f"no projection of this model has a number of inputs that {cfg.width} divides",

@@ -48,17 +48,11 @@ class Config:
 
 def run(cfg: Config, inputs: Mapping[str, Artefact], out: Path, rt: Runtime) -> dict[str, Any]:
     """Write the model with experts into `out`; returns the counts of weights."""
-    import torch
-
     from caravan.data.tokenizer import copy_files
-    from caravan.model import checkpoint, upcycle
-    from caravan.model.tensors import TensorFolder
+    from caravan.model import checkpoint, stored, upcycle
 
     source = inputs["model"].path
-    if checkpoint.read_config(source).get("quantization_config"):
-        raise UserError(f"{source} is quantised", "take the model that was quantised")
-    stored = {entry.dtype for entry in map(TensorFolder(source).entry, TensorFolder(source))}
-    dtype = torch.bfloat16 if stored == {torch.bfloat16} else torch.float32
+    dtype = stored.dtype(source)
     model = checkpoint.load_model(source, dtype)
     make = upcycle.split if cfg.method == "split" else upcycle.copies
     std = {} if cfg.router_std is None else {"router_std": cfg.router_std}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
@@ -171,3 +172,65 @@ def test_folders_in_blocks_hold_no_integers(folder: Path) -> None:
 
     assert fp8.stored_so(checkpoint.read_config(folder))
     assert quantised.swap(checkpoint.load_model(folder), folder) == 0
+
+
+STAGES: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
+    ("merge", {"method": "slerp", "t": 0.25}, ("model.0", "model.1")),
+    ("merge", {"method": "task"}, ("model.0", "model.1", "base")),
+    ("grow", {"rows": 130}, ("model",)),
+    ("upcycle", {"experts": 2}, ("model",)),
+    ("quantize", {"bits": 8}, ("model",)),
+]
+
+
+@pytest.mark.parametrize(("name", "settings", "roles"), STAGES, ids=lambda x: x if isinstance(x, str) else "")
+def test_stages_read_it_as_the_plain_model(
+    name: str, settings: dict[str, Any], roles: tuple[str, ...], folder: Path, tmp_path: Path
+) -> None:
+    """What they make of it is what they make of the same model written out, in bf16."""
+    from tokenizers import Tokenizer, models
+
+    from caravan.stage import Runtime
+    from caravan.store import Artefact
+
+    stage = importlib.import_module(f"caravan.stages.{name}")
+    letters = Tokenizer(models.BPE(vocab={chr(33 + i): i for i in range(90)}, merges=[]))
+    letters.save(str(folder / "tokenizer.json"))
+    plain, other = tmp_path / "plain", tmp_path / "other"
+    model = checkpoint.load_model(folder)
+    checkpoint.save_model(model, plain, folder, torch.float32)
+    for p in model.parameters():
+        p.data.mul_(1.25)
+    checkpoint.save_model(model, other, folder, torch.bfloat16)
+
+    def made_of(source: Path) -> dict[str, Tensor]:
+        paths = dict(zip(roles, (source, other, source), strict=False))
+        inputs = {role: Artefact(path, {"kind": "model"}) for role, path in paths.items()}
+        out = tmp_path / f"out-{source.name}"
+        out.mkdir()
+        stage.run(stage.Config(**settings), inputs, out, Runtime(work=tmp_path))
+        said = checkpoint.read_config(out).get("quantization_config", {})
+        assert said.get("quant_method") == ("compressed-tensors" if name == "quantize" else None)
+        kinds = {t.dtype for t in load_file(out / "model.safetensors").values() if t.is_floating_point()}
+        assert len(kinds) == 1 and not kinds & set(fp8.FLOAT8)
+        return checkpoint.export_tensors(checkpoint.load_model(out))
+
+    got, want = made_of(folder), made_of(plain)
+    for key, tensor in want.items():
+        if name == "quantize":  # scales are kept in bf16 or fp32
+            assert float((got[key] - tensor).norm() / tensor.norm()) < 0.01, key
+        else:
+            assert torch.equal(got[key], tensor.bfloat16().float()) or torch.equal(got[key], tensor), key
+
+
+@pytest.mark.parametrize("name", ["grow", "upcycle", "quantize"])
+def test_integers_are_refused_with_the_way_out(name: str, folder: Path, tmp_path: Path) -> None:
+    from caravan.stage import Runtime
+    from caravan.store import Artefact
+
+    stage = importlib.import_module(f"caravan.stages.{name}")
+    edit(folder, quantization_config={"quant_method": "gptq", "bits": 4})
+    with pytest.raises(UserError, match="rounded to integers") as refused:
+        model = {"model": Artefact(folder, {"kind": "model"})}
+        stage.run(stage.Config(), model, tmp_path / "out", Runtime(work=tmp_path))
+    assert refused.value.hint == "give the model that it was made from"

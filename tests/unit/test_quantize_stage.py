@@ -194,7 +194,7 @@ def test_what_cannot_be_done_is_said(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="group is 48"):
         quantize.Config(group=48)
     _, out, _ = ask(tmp_path / "c", "llama")
-    with pytest.raises(UserError, match="quantised already"):
+    with pytest.raises(UserError, match="rounded to integers"):
         quantize.run(quantize.Config(), {"model": SimpleNamespace(path=out)}, tmp_path / "d", Runtime())
 
 
