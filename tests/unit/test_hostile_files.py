@@ -128,6 +128,48 @@ def test_text_that_packs_well_is_no_bomb(tmp_path: Path) -> None:
     assert "".join(v.text for v in values) == text and not problems
 
 
+@pytest.mark.parametrize("shape", ["texts", "lists", "zeros"])
+def test_a_table_that_holds_one_text_thousands_of_times_is_given_up(tmp_path: Path, shape: str) -> None:
+    """A few KB of Parquet: 10 MB of text, kept once for 4,000 rows or for one, or packed thirty times."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    index = pa.array([0] * 4000, pa.int32())
+    held = pa.DictionaryArray.from_arrays(index, pa.array(["word " * (8 << 18)]))
+    if shape == "lists":
+        held = pa.ListArray.from_arrays(pa.array([0, 4000], pa.int32()), held)
+    if shape == "zeros":
+        held = pa.array(["word " * (8 << 18)] * 30)
+    path = tmp_path / "bomb.parquet"
+    pq.write_table(pa.table({"text": held}), path, compression="zstd", use_dictionary=shape != "zeros")
+    (tmp_path / "ok.txt").write_text("Something else to read.\n")
+    done = in_a_process(READ, str(tmp_path), megabytes=800)
+    assert done.returncode == 0, done.stderr
+    assert "400 times its size" in done.stdout and path.stat().st_size < 100_000
+
+
+def test_a_table_of_one_row_group_is_read_in_bounded_memory(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    texts = [f"{i} " + os.urandom(1 << 13).hex() for i in range(12_500)]
+    table = pa.table({"text": texts})
+    pq.write_table(table, tmp_path / "a.parquet", compression="none", use_dictionary=False)
+    code = """
+        def peak():  # of this program; what getrusage says may be its parent's
+            return int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0]) >> 10
+        before, bad = peak(), []
+        found = formats.read_all(Path(sys.argv[1]), "corpus", bad.append, Limits(), {})
+        print(sum(len(f.value.text) for f in found))
+        print(peak() - before, bad)
+    """
+    done = in_a_process(code, str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    size, grown, bad = done.stdout.split()
+    assert int(size) == sum(map(len, texts)) and bad == "[]"
+    assert int(grown) < 130, f"{grown} MB for a file of 200 MB"
+
+
 def test_a_dictionary_of_gigabytes_is_refused(tmp_path: Path) -> None:
     params = zstandard.ZstdCompressionParameters(window_log=30, compression_level=1)
     packed = zstandard.ZstdCompressor(compression_params=params).compressobj()

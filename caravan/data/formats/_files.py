@@ -47,9 +47,9 @@ def records(path: Path, on_bad: OnBad, limits: Limits) -> Iterator[tuple[str, di
     """(place, JSON object) of every record of a .jsonl, .json, .parquet, .arrow or .csv file."""
     suffix = suffix_of(path)
     if suffix == ".parquet":
-        rows: Iterator[tuple[str, Any]] = _tables.parquet(path, on_bad)
+        rows: Iterator[tuple[str, Any]] = _tables.parquet(path, on_bad, limits)
     elif suffix in _tables.ARROW:
-        rows = _tables.arrow(path, on_bad)
+        rows = _tables.arrow(path, on_bad, limits)
     elif suffix in _tables.TABLES:
         rows = _tables.separated(path, on_bad, limits)
     elif suffix == ".json":
