@@ -6,9 +6,8 @@ reads them, and removed.jsonl.zst, which says of each item that went where it st
 
 from __future__ import annotations
 
-import itertools
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,10 @@ INPUTS = {"benchmarks": "raw+", "texts": "corpus|conversations+"}
 OUTPUT = "raw"
 USES: dict[str, str] = {}
 VERSION = 1
+
+
+Row = tuple[str, Document]
+"""The input a document is in, and the document."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,11 +54,7 @@ def run(cfg: Config, inputs: Mapping[str, Artefact], out: Path, rt: Runtime) -> 
     search = benchmarks.Search(folders, cfg.fewest_words)
     batches = steps.batches(_read(texts), lambda row: len(row[1].text))
     seen = _Seen(cfg.places)
-    # The batch is needed again for what it says of each document, so it travels with its answer.
-    asked, sent = itertools.tee(batches)
-    for batch, found in zip(
-        asked, steps.mapped(search, sent, steps.workers(rt.threads), rt.engine), strict=True
-    ):
+    for batch, found in _searched(search, batches, rt):
         seen.note(batch, found)
         rt.report(seen.documents, 0, "documents")
     spared = grams.template(wanted.index, wanted.owner_of, cfg.common_items)
@@ -76,7 +75,23 @@ def run(cfg: Config, inputs: Mapping[str, Artefact], out: Path, rt: Runtime) -> 
     }
 
 
-def _read(texts: Sequence[Artefact]) -> Iterator[tuple[str, Document]]:
+def _searched(
+    search: benchmarks.Search, batches: Iterable[list[Row]], rt: Runtime
+) -> Iterator[tuple[list[Row], list[list[Hit]]]]:
+    """(batch, its hits). The batch is needed again for what it says of each document; those on their way wait
+    here (`itertools.tee` would keep up to 57 that have been seen)."""
+    waiting: deque[list[Row]] = deque()
+
+    def sent() -> Iterator[list[Row]]:
+        for batch in batches:
+            waiting.append(batch)
+            yield batch
+
+    for found in steps.mapped(search, sent(), steps.workers(rt.threads), rt.engine):
+        yield waiting.popleft(), found
+
+
+def _read(texts: Sequence[Artefact]) -> Iterator[Row]:
     """(name of the input, document) of all training texts; what was held out was not learned from."""
     for art in texts:
         if art.kind == "corpus":
@@ -101,7 +116,7 @@ class _Seen:
     counts: Counter[int] = field(default_factory=Counter)
     first: dict[int, list[Place]] = field(default_factory=dict)
 
-    def note(self, batch: Sequence[tuple[str, Document]], found: Sequence[Sequence[Hit]]) -> None:
+    def note(self, batch: Sequence[Row], found: Sequence[Sequence[Hit]]) -> None:
         for (ref, document), hits in zip(batch, found, strict=True):
             self.documents += 1
             once = {hit.gram for hit in hits}
