@@ -152,15 +152,16 @@ Counted, not measured: documents of {text_bytes:,} bytes, {token_bytes} bytes pe
 
 ## Memory
 What grows with the number of documents lies in files and is looked at a few megabytes at a time
-(`caravan/data/columns.py`): ranks, digests, signatures, the links between copies, held-out draws, ids.
-Sorting holds what `--memory-mb` of `corpus` and `dedup` says; a single key that very many texts share (a
-million copies of one page) is held whole, 56 bytes per text. What else is held depends on settings, not on
-the corpus: two batches of about 1 MB per worker (eight on Ray), 20,000 documents' signals for the quantiles,
-16,384 rows of signals.
+(`caravan/data/columns.py`): ranks, digests, signatures, the links between copies, held-out draws, ids,
+embeddings, what of a benchmark was found where. Sorting holds what `--memory-mb` of `corpus`, `dedup`,
+`conversations` and `preferences` says; a single key that very many texts share (a million copies of one page)
+is held whole, 56 bytes per text. What else is held depends on settings, not on the corpus: two batches of
+about 1 MB per worker (eight on Ray), 20,000 documents' signals for the quantiles, 16,384 rows of signals, the
+footer of a million rows of them (some 5 MB).
 
 {memory}
 
-Not bounded by the flag: {unbounded}
+{unbounded}
 
 ## One machine or Ray
 `corpus`, `signals`, `quality`, `filter`, `dedup`, `decontaminate`, `pii` and `shards` hand batches of about
@@ -196,9 +197,11 @@ for those who have its executors on Slurm: `Corpus(FOLDER)` reads a corpus artef
 `caravan corpus --raw out` reads what it wrote, and `caravan shards --raw` datatrove's token files
 ([shards](shards.md)).
 """
-UNBOUNDED = """the ranks of `dedup --semantic` (24 bytes per text), what `decontaminate`
-found in the texts that hold a benchmark's words, and the footer of a Parquet file of signals (about 170 MB
-per terabyte of text)."""
+UNBOUNDED = """What grows with something else: about 150 bytes per run of 13 words of the benchmarks given to
+`decontaminate`, `unseen`, `conversations` or `preferences`; half a kilobyte per file read (a million files of
+one page each are better one .jsonl); the centres of `dedup --semantic`, with the square root of the texts
+([dedup](dedup.md)); 24 bytes per piece of a document for `pretrain --packing best_fit`. Pages of shards that
+training has looked at count as its memory until the system wants them back."""
 
 
 def page(price: float = PRICE, found: Results | None = None) -> str:
