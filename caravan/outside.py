@@ -96,8 +96,18 @@ def _model(source: Path, kind: str) -> dict[str, Path]:
             f"{source} holds no *.safetensors weights", "give the folder of a Hugging Face checkpoint"
         )
     if "config.json" not in found:
-        raise UserError(f"{source} holds no config.json", "give the folder of a Hugging Face checkpoint")
+        raise without_config(source)
     return found
+
+
+def without_config(folder: Path) -> UserError:
+    """What to say of a folder that has no config.json."""
+    if (folder / "adapter_config.json").exists():
+        return UserError(
+            f"{folder} has no config.json: it holds an adapter (LoRA), not a model",
+            "merge it into its base first: PeftModel's `merge_and_unload().save_pretrained(new_folder)`",
+        )
+    return UserError(f"{folder} has no config.json", "give the folder of a Hugging Face checkpoint")
 
 
 def says_whose(name: str) -> bool:

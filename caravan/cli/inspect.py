@@ -52,12 +52,18 @@ def report(folder: Path) -> dict[str, Any]:
     config = checkpoint.read_config(folder)
     spec: Any = checkpoint.load_spec(folder)
     family = families.find(config["model_type"])
-    model = checkpoint.empty(family, config, spec, folder)
+    pooled = hasattr(family, "POOL")
+    labels = _labels(config, family)
+    if labels:
+        spec = dataclasses.replace(spec, head=False)
+    model: Any = checkpoint.empty(family, config, spec, folder)
+    scored = _scored(model, family, labels or 1) if labels or pooled else None
+    model = scored if labels else model
     count = sum(p.numel() for p in model.parameters())
     page: dict[str, Any] = {
         "folder": str(folder),
         "family": family.__name__.rpartition(".")[2],
-        "architecture": (config.get("architectures") or [family.ARCHITECTURE])[0],
+        "architecture": _architecture(config) or family.ARCHITECTURE,
         "spec": _spec(spec) if isinstance(spec, Spec) else _fields(spec),
         "layers": _layers(spec.layers) if isinstance(spec, Spec) else [],
         "parameters": {"all": count, **memory.parts(model)},
@@ -65,6 +71,8 @@ def report(folder: Path) -> dict[str, Any]:
     }
     if isinstance(spec, Spec):
         page["parameters"]["per token"] = count - memory.idle(spec)
+        if labels:
+            page["spec"]["head"] = "one score per text" if labels == 1 else f"{labels} labels per text"
     if isinstance(spec, Spec) and spec.head and not hasattr(family, "MODULE"):
         page["cache"] = {
             "per token": memory.cache(spec, 1),
@@ -73,7 +81,36 @@ def report(folder: Path) -> dict[str, Any]:
             "recurrent state": memory.state(spec),
         }
         page["training"] = _items(memory.training(model))
+    elif scored is not None:
+        page["training"] = _items({"reward": memory.trainee(scored)})
     return {**page, **_words(folder), "licence": licence(folder, config), "stored": _stored(folder, config)}
+
+
+def _architecture(config: Mapping[str, Any]) -> str:
+    named = config.get("architectures")
+    return str(named[0]) if isinstance(named, list) and named else ""
+
+
+def _labels(config: Mapping[str, Any], family: Any) -> int:
+    """Labels of a reward model or classifier; 0 for others. Where no key counts them there are 2."""
+    kind = (
+        "For" + (family.CLASSIFIER or "").partition("For")[2]
+    )  # also of an alias: MT5ForTokenClassification
+    if family.CLASSIFIER is None or not _architecture(config).endswith(kind):
+        return 0
+    named = config.get("id2label")
+    count = config.get("num_labels", len(named) if isinstance(named, dict) else 2)
+    return count if isinstance(count, int) and 0 < count < 1_000_000 else 2
+
+
+def _scored(model: Any, family: Any, labels: int) -> Any:
+    """A model without memory and the head that reads its states."""
+    from caravan.model.blank import blank
+    from caravan.model.heads import PooledHead, RewardModel
+
+    with blank():
+        pooled = PooledHead(model.spec.d, family.POOL, labels) if hasattr(family, "POOL") else None
+        return RewardModel(model, pooled)
 
 
 def _items(items: Mapping[str, Any]) -> dict[str, Any]:
@@ -193,11 +230,13 @@ def licence(folder: Path, config: Mapping[str, Any]) -> str | None:
 def _stored(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     """The weight files there are, without opening them."""
     files = sorted(folder.glob("*.safetensors"))
+    pickles = [p.name for end in ("*.bin", "*.pt", "*.pth") for p in sorted(folder.glob(end))]
     quantised = config.get("quantization_config")
-    said = {"files": len(files), "bytes": sum(p.stat().st_size for p in files if p.exists())}
+    said: dict[str, Any] = {"files": len(files), "bytes": sum(p.stat().st_size for p in files if p.exists())}
     dtype = config.get("dtype") or config.get("torch_dtype")
     method = quantised.get("quant_method") if isinstance(quantised, dict) else None
-    return {**said, "dtype": dtype, **({"quantised": method} if quantised else {})}
+    said |= {"quantised": method} if quantised else {}
+    return {**said, "dtype": dtype, **({"pickles": pickles} if pickles and not files else {})}
 
 
 def _size(count: float) -> str:
@@ -212,6 +251,8 @@ def _lines(page: Mapping[str, Any]) -> Iterator[str]:
     yield f"{page['folder']}: {page['family']} ({page['architecture']})"
     stored = page["stored"]
     files = f"{stored['files']} files, {_size(stored['bytes'])}" if stored["files"] else "not here"
+    if "pickles" in stored:
+        files = f"{stored['pickles'][0]} only, a pickle, which can run code and is not read"
     quantised = f", quantised ({stored['quantised']})" if "quantised" in stored else ""
     yield f"  weights   {files}, stored as {stored['dtype'] or 'not said'}{quantised}"
     yield from (f"  {name:<16} {value}" for name, value in page["spec"].items())
@@ -229,6 +270,7 @@ def _lines(page: Mapping[str, Any]) -> Iterator[str]:
         yield f"  {cache['context']:,} tokens".ljust(19) + f"{_size(cache['full context']):>10}"
         if cache["recurrent state"]:
             yield f"  recurrent state  {_size(cache['recurrent state']):>10}"
+    if "training" in page:
         yield "memory of training (bf16 with fp32 masters unless said; activations come on top)"
         yield from _table(page["training"])
     yield "words"

@@ -40,7 +40,7 @@ def read_config(folder: Path | str) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{folder} has no config.json", "expected a Hugging Face model folder") from None
+        raise outside.without_config(Path(folder)) from None
     except (ValueError, RecursionError, OSError) as error:
         raise UserError(f"{path} is not JSON: {error}", "download or write it again") from None
     if not isinstance(config, dict):

@@ -19,6 +19,13 @@ from caravan.model.heads import RewardModel
 from caravan.model.spec import Attn, Layer, Spec
 from caravan.systems.train import fused_rows, linear_maps
 
+TOWERS = ("decoder", "enc", "dec", "patch", "byte")
+"""Where blocks may lie: in a reward model, T5's two stacks, bGPT's two."""
+INSIDE = {"mix": "mixers", "a": "mixers", "x": "mixers", "ffn": "feed-forward"}
+OUTSIDE = {"embed": "embeddings", "pos": "embeddings", "seg": "embeddings", "pin": "embeddings",
+           "inp": "embeddings", "rel": "embeddings", "head": "output head", "tied_bias": "output head",
+           "pout": "output head", "score": "score"}  # fmt: skip
+"""What a parameter is for, by where it lies."""
 LEFT = ("router", "shared_gate", "dt")
 """Small maps that are never made integers."""
 
@@ -32,20 +39,14 @@ class Item:
 
 
 def parts(model: nn.Module) -> dict[str, int]:
-    """Weights by what they are for; a tied head is part of the embedding."""
+    """Weights by what they are for; a tied head is part of the embedding, and so is a table of distances."""
     found: dict[str, int] = {}
     for name, p in model.named_parameters():
-        words = name.split(".")
+        words = [word for word in name.split(".") if word not in TOWERS]
         if "blocks" in words:
-            place = words[words.index("blocks") + 2]
-            kind = {"mix": "mixers", "ffn": "feed-forward"}.get(place, "norms")
-        elif words[0] in ("embed", "pos", "seg", "pin", "head", "tied_bias", "norm", "embed_norm", "pout"):
-            kind = {"head": "output head", "tied_bias": "output head", "pout": "output head"}.get(
-                words[0], ""
-            )
-            kind = kind or ("norms" if "norm" in words[0] else "embeddings")
+            kind = INSIDE.get(words[words.index("blocks") + 2], "norms")
         else:
-            kind = "other"
+            kind = OUTSIDE.get(words[0], "norms" if "norm" in words[0] else "other")
         found[kind] = found.get(kind, 0) + p.numel()
     return found
 

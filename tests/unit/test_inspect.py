@@ -194,3 +194,47 @@ def test_licences_are_found_where_they_are_said(tmp_path: Path) -> None:
     (tmp_path / "LICENSE.txt").write_text("\n  MIT License\n\nmore")
     assert inspect.licence(tmp_path, {}) == "MIT License (LICENSE.txt)"
     assert inspect.licence(tmp_path, {"license": "other"}) == "other"
+
+
+CLASSIFIERS = {
+    "llama": ("Llama", "ForSequenceClassification", {"num_key_value_heads": 2}, 1),
+    "bert": ("Bert", "ForSequenceClassification", {}, 3),
+    "t5": ("T5", "ForTokenClassification", {"d_kv": 6, "d_ff": 40}, 2),
+}
+
+
+@pytest.mark.parametrize("name", CLASSIFIERS)
+def test_a_reward_model_is_counted_with_its_own_head(name: str, tmp_path: Path) -> None:
+    """Its folder has no head over the vocabulary, whatever config.json says of one."""
+    transformers = pytest.importorskip("transformers")
+    stem, kind, more, labels = CLASSIFIERS[name]
+    sizes_ = {"vocab_size": 131, "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2,
+              "num_attention_heads": 4, "num_labels": labels, "tie_word_embeddings": False}  # fmt: skip
+    config = getattr(transformers, f"{stem}Config")(**sizes_ | more)
+    theirs = getattr(transformers, f"{stem}{kind}")(config)
+    theirs.save_pretrained(tmp_path)
+    page = inspect.report(tmp_path)
+    said = page["parameters"]
+    mine = checkpoint.load_reward(tmp_path) if labels == 1 else checkpoint.load_classifier(tmp_path)
+    assert said["all"] == sum(p.numel() for p in mine.parameters())
+    assert said["all"] == theirs.num_parameters()
+    assert "output head" not in said and "other" not in said
+    parts = {k: v for k, v in said.items() if k not in ("all", "per token")}
+    assert sum(parts.values()) == said["all"] and parts["norms"] < parts["mixers"]
+    assert list(page["training"]) == ["reward"] and "cache" not in page
+    assert page["weights"]["fp32"]["bytes"] == 4 * said["all"]
+    assert page["spec"].get("head") == {1: "one score per text", 3: "3 labels per text"}.get(labels)
+
+
+def test_what_has_no_weights_we_read_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A folder of pickles is explained, an adapter is sent back to its base."""
+    (tmp_path / "old").mkdir()
+    config = {"model_type": "gpt2", "vocab_size": 7, "n_embd": 8, "n_head": 2, "n_layer": 1, "n_positions": 9}
+    (tmp_path / "old/config.json").write_text(json.dumps(config))
+    (tmp_path / "old/pytorch_model.bin").write_bytes(b"PK")
+    assert cli.main(["inspect", str(tmp_path / "old")]) == 0
+    assert "pytorch_model.bin only, a pickle" in capsys.readouterr().out
+    (tmp_path / "lora").mkdir()
+    (tmp_path / "lora/adapter_config.json").write_text("{}")
+    assert cli.main(["inspect", str(tmp_path / "lora")]) == 2
+    assert "holds an adapter (LoRA), not a model" in capsys.readouterr().err
