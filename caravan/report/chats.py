@@ -3,10 +3,11 @@ out, all from the facts of the stage."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from caravan.report import draw, read
+from caravan.report import draw, plots, read
 from caravan.store import Artefact
 
 KINDS = ("conversations", "preferences")
@@ -36,6 +37,7 @@ COUNTED = {
 }
 """Fact -> words, in this order; nothing is said of what there is none of, but for these."""
 ALWAYS = ("removed", "quarantined")
+LEFT = ("conversations", "rankings", "labels")
 
 
 def section(art: Artefact, name: str) -> dict[str, Any]:
@@ -48,6 +50,7 @@ def section(art: Artefact, name: str) -> dict[str, Any]:
             for k, words in COUNTED.items()
             if isinstance(facts.get(k), int) and (facts[k] or k in ALWAYS)
         ],
+        "flow": _flow(art, name),
         "longer": facts.get("better_is_longer"),
         "lengths": list(_lengths(facts)),
         "tables": [
@@ -61,6 +64,21 @@ def section(art: Artefact, name: str) -> dict[str, Any]:
             if isinstance(facts.get(key), Mapping) and facts[key]
         ],
     }
+
+
+def _flow(art: Artefact, name: str) -> str:
+    """A band of what was read: what was malformed, met again or removed by a rule, and what is left. Nothing
+    where all of it is left."""
+    facts = art.facts
+    gone = Counter({f"expected: {why}": int(n) for why, n in (facts.get("quarantined_why") or {}).items()})
+    gone["otherwise malformed"] = int(facts.get("quarantined", 0)) - gone.total()
+    gone["equal ones met again"] = int(facts.get("duplicates", 0))
+    gone.update(str(row.get("rule", "")) for row in read.rows(art / "removed.jsonl"))
+    left = sum(int(facts.get(k, 0)) for k in LEFT)
+    taken = tuple((rule, float(n)) for rule, n in gone.most_common() if n > 0)
+    came = left + sum(n for _, n in taken)
+    stop = plots.Stop(name=name, came=came, gone=taken, left=left)
+    return plots.sankey([stop], "records", draw.number) if taken else ""
 
 
 def _lengths(facts: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:

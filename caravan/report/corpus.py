@@ -55,7 +55,7 @@ def facts(
         subject, after = store.open(above[0]), [*after, subject]
     steps = [cleaning.step(art) for art in cleaning.chain(store, subject)]
     road = [node for _, node in store.lineage(subject)]
-    raw = [art for art in road if art.kind == "raw"]
+    raw = [art for art in road if art.kind == "raw" and art.ref in _read(steps)]
     groups = cleaning.clusters(steps)
     found = cleaning.census(subject, {g.id: g for g in groups}, look_at)
     names = read.labels([s.art for s in steps])
@@ -81,6 +81,12 @@ def facts(
         "quarantined": sum(int(s.facts.get("quarantined", 0)) for s in steps),
         "stages": _stages(steps, names, after),
     }
+
+
+def _read(steps: Sequence[cleaning.Step]) -> set[str]:
+    """The raw artefacts whose text the corpora hold; benchmarks and lists of words are raw too."""
+    given = [(role, ref) for s in steps for role, ref in s.art.inputs.items()]
+    return {f"raw/{ref.partition('/')[2][:12]}" for role, ref in given if role.partition(".")[0] == "raw"}
 
 
 def _title(raw: Sequence[Artefact], subject: Artefact) -> str:
@@ -127,7 +133,7 @@ def _flows(steps: Sequence[cleaning.Step], names: Mapping[str, str]) -> list[tup
     for s in steps:
         lost = {rule: float(g.bytes or 0) for rule, g in s.gone.items()}
         if (s.edited or 0) > 0:
-            lost["edited in what stays"] = float(s.edited or 0)
+            lost["edited out"] = float(s.edited or 0)
         came, left = (float(s.facts.get(k, 0)) for k in ("bytes_in", "bytes_out"))
         texts.append(plots.Stop(name=names[read.key_of(s.art)], came=came, gone=_largest(lost), left=left))
     return [*out, ("Text", plots.sankey(texts, "bytes", lambda x: size(round(x))), "")]

@@ -79,11 +79,19 @@ def _stop(
         start = (x + NODE, min(y, top + max(came, 1) - 1), wide)
         _ribbon(svg, "gone", start, (x + 40, down, wide), words)
         _rect(svg, "end", x + 40, down, 4, wide)
-        name = _short(rule.replace("_", " "), int((column - 110) / 5.4))
+        name = _squeezed(rule.replace("_", " "), int((column - 110) / 5.4))
         label = _text(svg, "rule start", x + 49, down + wide / 2 + 3.5, name)
         ET.SubElement(label, "tspan", {"class": "amount"}).text = f" {shown(amount)}"
         y += BAND * amount / most
         down += max(ROW, wide + 4)
+
+
+def _squeezed(name: str, most: int) -> str:
+    """A long name without its first words: rules of one family begin alike, and differ at the end."""
+    short = name
+    while len(short) > most and " " in short:
+        short = "…" + short.lstrip("…").partition(" ")[2]
+    return _short(short, most)
 
 
 def _rect(svg: ET.Element, look: str, x: float, y: float, width: float, height: float) -> None:
@@ -163,7 +171,9 @@ def histogram(h: Histogram) -> str:
     ticks = [10.0**p for p in range(math.floor(low), math.ceil(high) + 1)] if h.log else _ticks(low, high)
     shown = [t for t in ticks if low <= _scaled(t, h) <= high]
     for tick in shown[:: max(1, math.ceil(len(shown) / 6))]:
-        _text(svg, "tick middle", at(tick), bottom + 15, number(tick))
+        edge = 4 * len(number(tick))  # about half of its width
+        side = "start" if at(tick) < left + edge else "end" if at(tick) > right - edge else "middle"
+        _text(svg, f"tick {side}", at(tick), bottom + 15, number(tick))
     return ET.tostring(svg, encoding="unicode")
 
 

@@ -64,15 +64,17 @@ def packed(packing: Packing) -> str:
 
 
 _CSS = """
-:root { color-scheme: light dark; --loss: #bfe8c5; --loss2: #a5dcae; --odd: #0000000d; --line: #8886 }
-@media (prefers-color-scheme: dark) { :root { --loss: #1d5a2b; --loss2: #267238; --odd: #ffffff14 } }
+:root { color-scheme: light dark; --loss: #bfe8c5; --loss2: #a5dcae; --odd: #0000000d; --line: #8886;
+  --special: #00559e }
+@media (prefers-color-scheme: dark) { :root { --loss: #1d5a2b; --loss2: #22672f; --odd: #ffffff14;
+  --special: #b5deff } }
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem }
 h1 { font-size: 1.4rem } h2 { font-size: 1rem; margin: 2rem 0 .4rem }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; border: 1px solid var(--line); border-radius: 6px;
   padding: .7rem; font: 13px/1.6 ui-monospace, monospace }
 span:nth-child(odd) { background: var(--odd) }
 .m { background: var(--loss) !important } .m:nth-child(odd) { background: var(--loss2) !important }
-.s { font-weight: bold; color: #07c } .c { text-decoration: line-through; opacity: .55 }
+.s { font-weight: bold; color: var(--special) } .c { text-decoration: line-through; opacity: .55 }
 .bad { color: #c22 } ul { padding-left: 1.2rem }
 """
 

@@ -195,6 +195,32 @@ def test_a_sankey_is_to_scale() -> None:
     assert ET.fromstring(plots.sankey([], "documents", str)) is not None
 
 
+def test_rules_of_one_family_can_be_told_apart() -> None:
+    names = [f"gopher_repeated_{n}grams" for n in (5, 6, 10)]
+    stops = [plots.Stop(name=f"s{k}", came=9, gone=tuple((n, 1.0) for n in names), left=6) for k in range(6)]
+    svg = ET.fromstring(plots.sankey(stops, "documents", str))
+    shown = [t.text for t in svg.iter("text") if t.attrib["class"] == "rule start"][:3]
+    assert shown == ["…repeated 5grams", "…repeated 6grams", "…10grams"]
+    titles = {t.text for t in svg.iter("title")}
+    assert "gopher_repeated_10grams: 1.0, 11.1% of what came" in titles
+
+
+def test_ticks_at_the_edges_stay_in_the_picture() -> None:
+    edges = tuple(10 ** (k / 2) for k in range(4, 11))
+    picture = plots.histogram(plots.Histogram(name="n", note="", edges=edges, counts=(1,) * 6, log=True))
+    sides = {t.text: t.attrib["class"] for t in ET.fromstring(picture).iter("text")}
+    assert sides["100"] == "tick start" and sides["100,000"] == "tick end" and sides["1,000"] == "tick middle"
+
+
+def test_benchmarks_are_no_source_of_a_corpus(road: tuple[Store, list[Artefact]], tmp_path: Path) -> None:
+    store, made = road
+    (tmp_path / "questions.jsonl").write_text(json.dumps({"question": prose(900, 24)}) + "\n")
+    given = {"corpus": made[-1], "benchmarks": store.add(tmp_path / "questions.jsonl")}
+    checked = run(store, "decontaminate", given)
+    facts = corpus.facts(store, checked)
+    assert facts["title"] == corpus.facts(store, made[-1])["title"] == "my <b>texts"
+
+
 def test_removal_lists_without_sizes_still_make_a_page(
     road: tuple[Store, list[Artefact]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
+from caravan.report import chats as chat_page
 from caravan.report import draw, passport, read
 from caravan.stage import Runtime
 from caravan.store import Artefact, Store, digest
@@ -273,3 +275,11 @@ def test_chats_tell_lengths_languages_and_what_was_removed(tmp_path: Path) -> No
     assert "questions 11 22 33 4,444" in words and "answers 55 0 0 0" in words
     assert "zh 900 75.0%" in words and "en 300 25.0%" in words
     assert "near duplicate 2 r0 resembles k1, which stays (0.9)" in words and "benchmark 1 r1" in words
+    flow = re.search(r"<svg[^>]*What each rule removed.*?</svg>", text, re.DOTALL)
+    assert flow and re.findall(r"([\d,]+) stay<", flow.group()) == ["1,200"]
+    assert re.findall(r"(near duplicate|benchmark|expected: .*?): (\d+), ", flow.group()) == [
+        ("near duplicate", "2"), (f"expected: {escape(EVIL, quote=False)}", "1"), ("benchmark", "1"),
+    ]  # fmt: skip
+    assert (
+        chat_page.section(publish(store, "c", "conversations", {}, {"x": "y"}, facts={}), "c")["flow"] == ""
+    )
