@@ -52,13 +52,13 @@ def report(folder: Path) -> dict[str, Any]:
     config = checkpoint.read_config(folder)
     spec: Any = checkpoint.load_spec(folder)
     family = families.find(config["model_type"])
-    pooled = hasattr(family, "POOL")
     labels = _labels(config, family)
-    if labels:
-        spec = dataclasses.replace(spec, head=False)
-    model: Any = checkpoint.empty(family, config, spec, folder)
-    scored = _scored(model, family, labels or 1) if labels or pooled else None
-    model = scored if labels else model
+    scored: Any = None
+    if labels or hasattr(family, "POOL"):
+        bare = dataclasses.replace(spec, head=False)
+        scored = _scored(checkpoint.empty(family, config, bare, folder), family, labels or 1)
+        spec = bare if labels else spec
+    model: Any = scored if labels else checkpoint.empty(family, config, spec, folder)
     count = sum(p.numel() for p in model.parameters())
     page: dict[str, Any] = {
         "folder": str(folder),

@@ -238,3 +238,19 @@ def test_what_has_no_weights_we_read_is_said(tmp_path: Path, capsys: pytest.Capt
     (tmp_path / "lora/adapter_config.json").write_text("{}")
     assert cli.main(["inspect", str(tmp_path / "lora")]) == 2
     assert "holds an adapter (LoRA), not a model" in capsys.readouterr().err
+
+
+def test_training_a_reward_model_leaves_the_writing_half_of_t5_out(tmp_path: Path) -> None:
+    from caravan.stages.reward import fresh
+
+    transformers = pytest.importorskip("transformers")
+    config = transformers.T5Config(
+        vocab_size=131, d_model=24, num_layers=2, num_heads=4, d_kv=6, d_ff=40, tie_word_embeddings=False
+    )
+    transformers.T5ForConditionalGeneration(config).save_pretrained(tmp_path)
+    page = inspect.report(tmp_path)
+    assert page["parameters"]["all"] == sum(
+        p.numel() for p in checkpoint.load_backbone(tmp_path).parameters()
+    )
+    trained = fresh(checkpoint.load_backbone(tmp_path), 0)
+    assert page["training"]["reward"]["bytes"] == 18 * sum(p.numel() for p in trained.parameters())
