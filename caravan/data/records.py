@@ -20,7 +20,7 @@ import zstandard
 
 from caravan.data.clean import Rejection
 from caravan.data.columns import Column
-from caravan.data.formats import Problem
+from caravan.data.formats import Problem, called
 from caravan.data.tools import as_text
 from caravan.types import Conversation, Document, Labelled, Message, Ranking, ToolCall, UserError
 
@@ -185,11 +185,8 @@ class Quarantine:
         self._first: list[str] = []
 
     def __call__(self, problem: Problem) -> None:
-        name = (
-            problem.path.relative_to(self._root).as_posix()
-            if problem.path != self._root
-            else problem.path.name
-        )
+        path = problem.path
+        name = called(path.relative_to(self._root) if path != self._root else Path(path.name))
         where = f"{name}, {problem.place}" if problem.place else name
         if self._strict:
             raise UserError(

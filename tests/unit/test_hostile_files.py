@@ -269,6 +269,18 @@ def test_pipes_devices_and_loops_never_hang(tmp_path: Path) -> None:
             store.add(path)
 
 
+def test_pages_are_read_where_memory_is_limited_from_outside(tmp_path: Path) -> None:
+    """`ulimit -v` below what an extractor allows itself: it keeps to the lower one."""
+    (tmp_path / "a.html").write_text("<html><body><article><p>" + " ".join(STORY))
+    code = """
+        resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30))
+        bad = []
+        print(len(list(formats.read_all(Path(sys.argv[1]), "corpus", bad.append, Limits(), {}))), bad)
+    """
+    done = in_a_process(code, str(tmp_path))
+    assert done.stdout == "1 []\n", done.stdout + done.stderr
+
+
 def test_a_file_that_may_not_be_read_stops_before_anything_is_published(tmp_path: Path, monkeypatch) -> None:
     (tmp_path / "data").mkdir()
     for name in ("a.txt", "b.txt"):

@@ -55,7 +55,7 @@ def page(job: dict[str, Any], body: bytes) -> dict[str, Any]:
 def file(job: dict[str, Any], body: bytes) -> dict[str, Any]:
     """A file (pdf, epub, docx) to text."""
     module = importlib.import_module(f"caravan.data.extract.{job['format']}")
-    text, title = module.text(job["path"], job["limit"])
+    text, title = module.text(os.fsdecode(bytes.fromhex(job["path"])), job["limit"])
     return {
         "text": text.encode("utf-8", "replace").decode(),
         "title": title.encode("utf-8", "replace").decode(),
@@ -74,7 +74,9 @@ def main() -> None:
     os.dup2(2, 1)  # what a library prints must not be taken for an answer
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    memory = int(sys.argv[1])
+    memory, (_, allowed) = int(sys.argv[1]), resource.getrlimit(resource.RLIMIT_AS)
+    if allowed != resource.RLIM_INFINITY:  # `ulimit -v`: it cannot be raised
+        memory = min(memory, allowed)
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     while (message := receive(source)) is not None:
         job, body = message

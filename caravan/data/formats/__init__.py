@@ -26,10 +26,10 @@ from types import ModuleType
 
 from caravan.data.extract import workers
 from caravan.data.formats import _jobs
-from caravan.data.formats._files import Found, Limits, OnBad, Problem, sample_of
+from caravan.data.formats._files import Found, Limits, OnBad, Problem, called, sample_of
 from caravan.types import UserError
 
-__all__ = ["Found", "Limits", "OnBad", "Problem", "choose", "files", "names", "read_all"]
+__all__ = ["Found", "Limits", "OnBad", "Problem", "called", "choose", "files", "names", "read_all"]
 
 
 @lru_cache(maxsize=1)
@@ -116,6 +116,7 @@ def choose(
     return best, votes[best][0][1]
 
 
+NOTHING = "a file that is not empty"
 DECIDED = ("conversations", "preferences")
 """Kinds whose stages have a flag --format."""
 
@@ -141,11 +142,13 @@ def read_all(
     all, or none of a known format.
     """
     met: list[Problem] = []
+    first: Problem | None = None
     paths = files(root, met.append)
     if not paths:
         raise UserError(f"there are no files in {root}", "give a file or a folder with data in it")
     for item, answer in workers.mapped(_items(root, paths, kind, met, limits, chosen, asked), limits.workers):
         if isinstance(item, Problem):
+            first = first or item
             on_bad(item)
         elif isinstance(item, workers.Job):
             for found in _jobs.settle(item, answer, on_bad):
@@ -154,12 +157,17 @@ def read_all(
             assert isinstance(item, Found)
             yield item
     if not chosen:
-        named = ", ".join(p.name + (f" ({keys})" if (keys := _keys(p, limits)) else "") for p in paths[:3])
+        named = ", ".join(
+            called(Path(p.name)) + (f" ({keys})" if (keys := _keys(p, limits)) else "") for p in paths[:3]
+        )
         more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
         other = _of_another_kind(paths[:3], kind, limits)
-        raise UserError(
-            f"nothing that gives {kind} was found in {named}{more}", other or f"expected {expected(kind)}"
-        )
+        if first is None or first.expected == expected(kind):
+            hint = f"expected {expected(kind)}"
+        else:  # it cannot be read at all, whatever it was to be
+            where = f"{called(Path(first.path.name))}: " if len(paths) > 1 else ""
+            hint = f"{where}expected {first.expected}"
+        raise UserError(f"nothing that gives {kind} was found in {named}{more}", other or hint)
 
 
 def _of_another_kind(paths: Sequence[Path], kind: str, limits: Limits) -> str | None:
@@ -190,12 +198,13 @@ def _items(
     """
     for path in paths:
         if path.stat().st_size == 0:
-            met.append(Problem(path, "", "a file that is not empty", ""))
+            met.append(Problem(path, "", NOTHING, ""))
             continue
         looking: list[Problem] = []  # should a format be found, reading it will meet them again
         best = choose(path, kind, limits, looking.append, asked)
         if best is None:
-            met += looking or [Problem(path, "", expected(kind), _keys(path, limits))]
+            said = expected(kind) if any(sample_of(path, limits, _ignore)) else NOTHING
+            met += looking or [Problem(path, "", said, _keys(path, limits))]
             continue
         chosen[_name(path, root)] = f"{best[0]}: {best[1]}"
         module = load(best[0])
@@ -209,7 +218,7 @@ def _items(
 
 
 def _name(path: Path, root: Path) -> str:
-    return path.relative_to(root).as_posix() if path != root else path.name
+    return called(path.relative_to(root) if path != root else Path(path.name))
 
 
 def _placed(found: Found, root: Path, path: Path) -> Found:

@@ -16,10 +16,10 @@ from typing import Any
 import orjson
 
 from caravan.data.formats import _tables
-from caravan.data.formats._packed import Limits, OnBad, Problem, chunks, lines, shown, suffix_of
+from caravan.data.formats._packed import Limits, OnBad, Problem, called, chunks, lines, shown, suffix_of
 from caravan.types import Conversation, Document, Labelled, Ranking
 
-__all__ = ["Bad", "Convert", "Found", "Limits", "OnBad", "Problem", "chunks", "lines", "suffix_of"]
+__all__ = ["Bad", "Convert", "Found", "Limits", "OnBad", "Problem", "called", "chunks", "lines", "suffix_of"]
 
 RECORDS = (".jsonl", ".ndjson", ".json", *_tables.TABLES)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 from caravan.data.extract import workers
 from caravan.data.extract.encoding import mojibake
-from caravan.data.formats._files import Found, Limits, OnBad, Problem
+from caravan.data.formats._files import Found, Limits, OnBad, Problem, called
 from caravan.types import Document
 
 Jobs = Callable[[Path, OnBad, Limits], Iterator[workers.Job]]
@@ -55,5 +56,10 @@ def reader(jobs: Jobs) -> Callable[[Path, str, OnBad, Limits], Iterator[Found]]:
 
 def whole_file(path: Path, format_: str, what: str, limits: Limits) -> workers.Job:
     """The job to extract a file as a whole; the worker opens it."""
-    head = {"work": "file", "format": format_, "path": str(path.absolute()), "limit": limits.unpacked_bytes}
-    return workers.Job(head, note=Note(path, "", path.name, what))
+    head = {
+        "work": "file",
+        "format": format_,
+        "path": os.fsencode(path.absolute()).hex(),  # a name need not be UTF-8
+        "limit": limits.unpacked_bytes,
+    }
+    return workers.Job(head, note=Note(path, "", called(Path(path.name)), what))

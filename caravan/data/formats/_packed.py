@@ -11,6 +11,7 @@ import bz2
 import codecs
 import gzip
 import lzma
+import os
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -82,6 +83,11 @@ def suffix_of(path: Path) -> str:
     return suffixes[-1] if suffixes else ""
 
 
+def called(path: Path) -> str:
+    """A path as text that can be written: bytes of a name that are not UTF-8 become `\\xff`."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
 def chunks(path: Path, on_bad: OnBad, limits: Limits | None = None) -> Iterator[bytes]:
     """Unpacked bytes. A truncated or damaged file gives what comes before the damage, and a problem."""
     suffix, limits = path.suffix.lower(), limits or Limits()
@@ -116,10 +122,11 @@ def _unpacked(file: BinaryIO, suffix: str) -> Iterator[bytes]:
     if suffix == ".zst":
         yield from _unzstd(file)
     elif suffix == ".xz":
-        yield from _unxz(file)
+        yield from _streams(file, lambda: lzma.LZMADecompressor(memlimit=_DICTIONARY), b"\0")
+    elif suffix == ".bz2":
+        yield from _streams(file, bz2.BZ2Decompressor, b"")
     else:
-        packed: Any
-        with gzip.open(file) if suffix == ".gz" else bz2.open(file) as packed:
+        with gzip.open(file) as packed:
             while chunk := packed.read1(_CHUNK):
                 yield chunk
 
@@ -149,16 +156,20 @@ def _unzstd(file: BinaryIO) -> Iterator[bytes]:
         raise EOFError("it stops inside a frame")
 
 
-def _unxz(file: BinaryIO) -> Iterator[bytes]:
-    """Stream after stream with bounded output and a bounded dictionary (lzma.open bounds neither)."""
-    stream, fresh = lzma.LZMADecompressor(memlimit=_DICTIONARY), True
+def _streams(file: BinaryIO, start: Callable[[], Any], padding: bytes) -> Iterator[bytes]:
+    """Stream after stream of .xz or .bz2 with bounded output; `padding` may stand between two.
+
+    lzma.open bounds neither output nor dictionary, and both libraries' files pass over what follows a whole
+    stream without being one: a damaged head there would lose the rest in silence.
+    """
+    stream, fresh = start(), True
     data = b""
     while True:
         if stream.eof:
-            data = stream.unused_data.lstrip(b"\0") or file.read(_CHUNK).lstrip(b"\0")
+            data = stream.unused_data.lstrip(padding) or file.read(_CHUNK).lstrip(padding)
             if not data:
                 return
-            stream = lzma.LZMADecompressor(memlimit=_DICTIONARY)
+            stream = start()
         elif stream.needs_input:
             data = file.read(_CHUNK)
             if not data:

@@ -9,7 +9,7 @@ from typing import Any
 
 from caravan.data.extract import html, workers
 from caravan.data.formats import _jobs
-from caravan.data.formats._files import Limits, OnBad, Problem, chunks, suffix_of
+from caravan.data.formats._files import Limits, OnBad, Problem, called, chunks, suffix_of
 
 KINDS = ("corpus",)
 SUFFIXES = (".html", ".htm", ".xhtml", ".shtml")
@@ -46,7 +46,7 @@ def jobs(path: Path, on_bad: OnBad, limits: Limits) -> Iterator[workers.Job]:
             on_bad(Problem(path, "", f"a page of at most {limits.page_bytes:,} bytes", ""))
             return
     if held:
-        note = _jobs.Note(path, "", path.name, "a page")
+        note = _jobs.Note(path, "", called(Path(path.name)), "a page")
         yield workers.Job({"work": "page", "engine": limits.html}, b"".join(held), note)
 
 

@@ -13,7 +13,17 @@ from typing import Any
 
 from caravan.data.extract import encoding, markdown
 from caravan.data.formats import docx, epub, html, pdf, warc
-from caravan.data.formats._files import RECORDS, Found, Limits, OnBad, Problem, chunks, lines, suffix_of
+from caravan.data.formats._files import (
+    RECORDS,
+    Found,
+    Limits,
+    OnBad,
+    Problem,
+    called,
+    chunks,
+    lines,
+    suffix_of,
+)
 from caravan.data.formats._jobs import GARBLED
 from caravan.types import Document
 
@@ -63,6 +73,8 @@ def read(path: Path, kind: str, on_bad: OnBad, limits: Limits) -> Iterator[Found
         size += len(text)
     if any(text.strip() for text in held):
         yield from _document(path, part, held, lang, on_bad, last=True)
+    elif held and not part:
+        on_bad(Problem(path, "", "a file with text in it", ""))
 
 
 def _document(
@@ -74,7 +86,8 @@ def _document(
         expected = "text that was decoded in its own encoding (this shows Ã© for é)"
         on_bad(Problem(path, place, expected, text[:200]))
         return
-    yield Found(Document(path.name if last and not part else f"{path.name}#{part}", text, "", lang))
+    name = called(Path(path.name))
+    yield Found(Document(name if last and not part else f"{name}#{part}", text, "", lang))
 
 
 def _decoded(path: Path, on_bad: OnBad, limits: Limits) -> Iterator[str]:
