@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import normalizers
 
 from caravan.data.tokenizer import Tokenizer
 from caravan.data.vocabulary import merges, tiktoken_ranks
@@ -36,6 +37,66 @@ TEXTS = [
 def _same(ours: Tokenizer, reference, texts) -> None:
     for text in texts:
         assert ours.encode(text) == reference(text), ascii(text)
+
+
+# -- tokenizer.json ------------------------------------------------------------------------------------------
+
+DEFINITIONS = ("minimind/tokenizer.json", "torchtune/tokenizer.json", "torchtune/tiny_bpe_tokenizer.json")
+
+
+@pytest.fixture(scope="module", params=DEFINITIONS)
+def definition_pair(request, kit):
+    transformers = pytest.importorskip("transformers")
+    file = kit / "tokenizers" / request.param
+    return Tokenizer.load(file), transformers.PreTrainedTokenizerFast(tokenizer_file=str(file))
+
+
+@settings(max_examples=120)
+@given(text=ugly)
+def test_tokenizer_json_ids(definition_pair, text: str) -> None:
+    ours, theirs = definition_pair
+    ids = ours.encode(text)
+    if not any(special in text for special in ours.special):  # typed text is text here
+        assert ids == theirs(text, add_special_tokens=False)["input_ids"]
+    assert ours.decode(ids) == theirs.decode(ids)
+    assert ours.encode_many([text]) == [ids]
+    if all(bytes([b]) in ours._bytes for b in text.encode()):  # one of the three lacks control characters
+        composed = (theirs.backend_tokenizer.normalizer or normalizers.Sequence([])).normalize_str(text)
+        assert ours.decode(ids) == composed
+
+
+def test_qwen2_files_are_not_taken_for_gpt2s(kit, tmp_path) -> None:
+    """The same two names of files, another split and normalisation: only the class tells."""
+    transformers = pytest.importorskip("transformers")
+    source = kit / "tokenizers/torchtune"
+    for name in ("vocab.json", "merges.txt"):
+        (tmp_path / name).write_bytes((source / f"tiny_bpe_{name}").read_bytes())
+    specials = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+    added = {str(2000 + i): {"content": text, "special": True} for i, text in enumerate(specials)}
+    said = {"tokenizer_class": "Qwen2Tokenizer", "added_tokens_decoder": added}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(said))
+    ours, whole = Tokenizer.load(tmp_path), Tokenizer.load(source / "tiny_bpe_tokenizer.json")
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    for text in (*UGLY, *TEXTS):
+        assert ours.encode(text) == whole.encode(text), ascii(text)
+        if not any(special in text for special in specials):
+            assert ours.encode(text) == theirs(text, add_special_tokens=False)["input_ids"], ascii(text)
+    assert ours.special == whole.special and ours.split_name == "qwen2"
+
+
+def test_gpt2_files_may_ask_for_a_space_in_front(kit, tmp_path) -> None:
+    transformers = pytest.importorskip("transformers")
+    for name in ("vocab.json", "merges.txt"):
+        (tmp_path / name).write_bytes((kit / "tokenizers/gpt2" / name).read_bytes())
+    said = {"tokenizer_class": "GPT2Tokenizer", "add_prefix_space": True}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(said))
+    ours, theirs = Tokenizer.load(tmp_path), transformers.AutoTokenizer.from_pretrained(tmp_path)
+    for text in ("it's 12", " it", "\n", "你好"):
+        assert ours.encode(text) == theirs(text, add_special_tokens=False)["input_ids"]
+    (tmp_path / "vocab.json").write_text('{"a": 0, "a</w>": 1}')
+    (tmp_path / "merges.txt").write_text("a </w>")
+    with pytest.raises(UserError, match="marks ends of words"):
+        Tokenizer.load(tmp_path)
 
 
 # -- SentencePiece -------------------------------------------------------------------------------------------

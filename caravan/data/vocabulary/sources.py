@@ -15,7 +15,8 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers
 
 from caravan.data.vocabulary import greedy, sentencepiece_model, tiktoken_ranks
-from caravan.data.vocabulary.definition import added_token
+from caravan.data.vocabulary.definition import BYTE_LEVEL, added_token, split
+from caravan.data.vocabulary.splits import SPLITS
 from caravan.types import UserError
 
 END_OF_TEXT = "<|endoftext|>"
@@ -37,7 +38,7 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     if file.suffix == ".json" and file.name != "vocab.json":
         return read_json(file), config
     if file.name == "vocab.json":
-        definition, defaults = _gpt2(folder)
+        definition, defaults = _gpt2(folder, config)
     elif file.suffix == ".txt":
         definition, defaults = greedy.read(file)
     else:
@@ -143,8 +144,9 @@ def _add(definition: dict[str, Any], tokens: Mapping[str, Any]) -> None:
     definition["added_tokens"].sort(key=lambda t: t["id"])
 
 
-def _gpt2(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """GPT-2's two files; the `#version` line of merges.txt is optional."""
+def _gpt2(folder: Path, config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """GPT-2's two files, which are also Qwen 2's; the `#version` line of merges.txt is optional. The class
+    that tokenizer_config.json names tells the split apart, which stands in neither file."""
     lines = (folder / "merges.txt").read_text(encoding="utf-8").split("\n")
     merges = [
         (line.partition(" ")[0], line.partition(" ")[2])
@@ -152,13 +154,23 @@ def _gpt2(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         if line and not line.startswith("#version")
     ]
     vocab = read_json(folder / "vocab.json")
+    if any(text.endswith("</w>") for text in vocab):
+        raise UserError(
+            f"vocab.json in {folder} marks ends of words (</w>), which is BPE of characters, not of bytes",
+            "take the tokenizer.json that the checkpoint also has",
+        )
     try:
         backend = Backend(models.BPE(vocab=vocab, merges=merges))
     except Exception as error:  # the library raises bare Exception
         raise UserError(f"vocab.json and merges.txt in {folder} do not fit: {error}") from error
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=config.get("add_prefix_space") is True)
     backend.decoder = decoders.ByteLevel()
     definition = json.loads(backend.to_str())
+    if str(config.get("tokenizer_class")).startswith("Qwen2Tokenizer"):
+        definition["normalizer"] = {"type": "NFC"}
+        definition["pre_tokenizer"] = {
+            "type": "Sequence", "pretokenizers": [split(SPLITS["qwen2"]), BYTE_LEVEL],
+        }  # fmt: skip
     if END_OF_TEXT not in vocab:
         return definition, {}
     _add(definition, {END_OF_TEXT: vocab[END_OF_TEXT]})
