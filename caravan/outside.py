@@ -60,6 +60,25 @@ def files(
     return found, None
 
 
+def passed_over(source: Path) -> list[str]:
+    """What below a folder of raw data does not enter the store and is not hidden: links to folders (they may
+    lead in a circle) or to nothing, pipes, sockets and devices. `loop (a link to a folder)`, ..."""
+    left = []
+    for here, folders, names in os.walk(source):
+        folders[:] = sorted(f for f in folders if not f.startswith("."))
+        for name in sorted(n for n in [*folders, *names] if not n.startswith(".")):
+            path = Path(here, name)
+            if name in folders:
+                what = "a link to a folder" if path.is_symlink() else ""
+            elif path.is_file():
+                what = ""
+            else:
+                what = "a link that leads to no file" if path.is_symlink() else "a pipe, socket or device"
+            if what:
+                left.append(f"{path.relative_to(source).as_posix()} ({what})")
+    return left
+
+
 def _visible(folder: Path) -> Iterator[Path]:
     """Files below a folder in a fixed order, without hidden ones and without following linked folders."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -43,15 +44,23 @@ def _from_path(store: Store, path: Path, kinds: tuple[str, ...], make: Make) -> 
     if exported is not None and exported["kind"] in kinds:
         return store.add(path, kind=exported["kind"])
     if "raw" in kinds:
-        return store.add(path)
+        return _raw(store, path)
     models = [k for k in kinds if k in outside.MODEL_KINDS]
     if models and (path.is_dir() or len(models) == len(kinds)):
         return store.add(path, kind=_model_kind(path, models))
     for kind in kinds:
         maker = stage.maker(kind)
         if maker:
-            return make(maker, store.add(path))
+            return make(maker, _raw(store, path))
     raise UserError(f"{path} cannot become a {' or '.join(kinds)} by itself", stage.how("|".join(kinds)))
+
+
+def _raw(store: Store, path: Path) -> Artefact:
+    """Raw data; what of a folder stays outside is said, since it may be most of it."""
+    if left := outside.passed_over(path):
+        more = f" and {len(left) - 5} more" if len(left) > 5 else ""
+        print(f"  left out of {path}: {', '.join(left[:5])}{more}", file=sys.stderr, flush=True)
+    return store.add(path)
 
 
 def _from_hub(store: Store, text: str, kinds: tuple[str, ...], make: Make) -> Artefact:

@@ -225,13 +225,9 @@ def execute(
         attempts = _count_attempt(work)
         start, memory = time.monotonic(), provenance.Memory()
         with plain_errors(f"running {name}"):
-            try:
-                facts = question.stage.run(cfg, question.inputs, work / "out", replace(rt, work=work))
-                _copy_metrics(work)
-                seconds, peaks = round(time.monotonic() - start, 3), memory.peak()
-            except BaseException:
-                shutil.rmtree(work / "out", ignore_errors=True)  # frees the disk; checkpoints stay
-                raise
+            facts = question.stage.run(cfg, question.inputs, work / "out", replace(rt, work=work))
+            _copy_metrics(work)
+            seconds, peaks = round(time.monotonic() - start, 3), memory.peak()
         record = {
             "stage": name,
             "version": question.stage.VERSION,

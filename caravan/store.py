@@ -169,6 +169,9 @@ class Store:
                 (path / "out").mkdir(parents=True)
             try:
                 yield path
+            except BaseException:
+                shutil.rmtree(path / "out", ignore_errors=True)  # frees the disk; checkpoints stay
+                raise
             finally:
                 for folder in (path / "out", path):  # what nothing was written to need not stay
                     with contextlib.suppress(OSError):
@@ -240,7 +243,10 @@ class Store:
                 # The copy is hashed again: what is edited meanwhile gets the id of what was copied.
                 copied = {name: f["sha256"] for name, f in describe(work / "out").items()}
             record = {"stage": "add", "version": 1, "config": {}, "inputs": {}, "seconds": 0.0}
-            record |= {"facts": {"files": len(copied)}, "source": str(source.absolute())}
+            facts: dict[str, Any] = {"files": len(copied)}
+            if left := outside.passed_over(source) if kind == "raw" else []:
+                facts |= {"passed_over": len(left), "passed_over_first": left[:5]}
+            record |= {"facts": facts, "source": str(source.absolute())}
             asked: Mapping[str, Any] = {"stage": "add", "kind": kind, "files": copied}
             if exported and copied == hashes:
                 record, asked = exported, exported["asked"]

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import bz2
+import errno
 import gzip
 import os
+import shutil
 from pathlib import Path
 
 import orjson
 import pytest
 from pages import STORY, read
 
-from caravan import stage
+from caravan import refs, stage
 from caravan.data import records
 from caravan.stages import corpus
 from caravan.store import Store
@@ -84,3 +86,43 @@ def test_bzip2_with_a_damaged_stream_inside_is_named(tmp_path: Path) -> None:
     assert [(p.path.name, p.expected[:21]) for p in problems] == [
         ("damaged.txt.bz2", "a complete .bz2 file ")
     ]
+
+
+def test_what_is_left_out_of_a_folder_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Links to folders may lead in a circle and are not followed; who linked to the data must hear of it."""
+    raw = tmp_path / "raw"
+    (raw / "below").mkdir(parents=True)
+    (raw / "a.txt").write_text("A sentence that is long enough to be a document of its own.\n")
+    (raw / "linked.txt").symlink_to("a.txt")
+    (raw / "books").symlink_to(tmp_path)
+    (raw / "below" / "loop").symlink_to("..")
+    (raw / "gone.txt").symlink_to("nowhere")
+    (raw / ".hidden").symlink_to("nowhere")
+    os.mkfifo(raw / "pipe")
+    store = Store(tmp_path / "store")
+    art = refs.resolve(store, str(raw), "raw", lambda name, made: made)
+    said = capsys.readouterr().err
+    for name in (
+        "books (a link to a folder)",
+        "below/loop (a link",
+        "gone.txt (a link that",
+        "pipe (a pipe,",
+    ):
+        assert name in said
+    assert "hidden" not in said
+    assert sorted(art.manifest["files"]) == ["a.txt", "linked.txt"] and art.facts["passed_over"] == 4
+
+
+def test_a_copy_that_fails_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that fills while data are copied into the store must not stay full of half a copy."""
+    (tmp_path / "a.txt").write_text("text")
+
+    def full(source: Path, to: Path) -> None:
+        to.write_text("te")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(shutil, "copyfile", full)
+    store = Store(tmp_path / "store")
+    with pytest.raises(UserError, match="disk is full"):
+        store.add(tmp_path / "a.txt")
+    assert not list((tmp_path / "store" / "runs").iterdir()) and not store.ls()
