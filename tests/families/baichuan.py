@@ -61,6 +61,9 @@ def with_unit_rows() -> Any:
     return model
 
 
+with_unit_rows.reference = "LlamaForCausalLM"  # type: ignore[attr-defined]
+
+
 def weights() -> dict[str, Tensor]:
     """Seeded weights of a tiny 13B."""
     shapes: dict[str, tuple[int, ...]] = {
@@ -106,7 +109,9 @@ def oracle(config: Mapping[str, Any], w: Mapping[str, Tensor], ids_BT: Tensor) -
             gate = h @ w[at + "mlp.gate_proj.weight"].T
             up = h @ w[at + "mlp.up_proj.weight"].T
             x = x + (gate * torch.sigmoid(gate) * up) @ w[at + "mlp.down_proj.weight"].T
-        head = w["lm_head.weight"] / w["lm_head.weight"].norm(dim=1, keepdim=True)
+        head = w["lm_head.weight"]
+        if "z_loss_weight" in config:  # the second generation alone
+            head = head / head.norm(dim=1, keepdim=True)
         answers.append(rms(x, "model.norm.weight") @ head.T)
     return torch.stack(answers)
 
@@ -126,6 +131,13 @@ CASES = [
         disguise=disguise(True),
         wrong=wrong_spec(head_norm=False),
         reload=NO_CLASS,
+    ),
+    Case(
+        name="baichuan-13b",
+        oracle=oracle,
+        config={k: v for k, v in BIG.items() if k != "z_loss_weight"},
+        tensors=weights,
+        wrong=wrong_spec(head_norm=True),
     ),
     Case(name="baichuan2-13b", oracle=oracle, config=BIG, tensors=weights, wrong=wrong_attn(alibi_max=7.0)),
 ]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
-from tests.families import LLAMA, Case, causal, wrong_attn, wrong_ffn, wrong_norm, wrong_rope
+from tests.families import LLAMA, Case, causal, rewrite, wrong_attn, wrong_ffn, wrong_norm, wrong_rope
 
 
 def rope(kind: str, theta: float = 1e4, **more: Any) -> dict[str, Any]:
@@ -15,6 +16,12 @@ LLAMA3 = rope("llama3", 5e5, factor=8.0, low_freq_factor=1.0, high_freq_factor=4
               original_max_position_embeddings=16)  # fmt: skip
 YARN = rope("yarn", factor=4.0, original_max_position_embeddings=16)
 MSCALE = {"rope_parameters": YARN["rope_parameters"] | {"mscale": 0.7, "mscale_all_dim": 1.0}}
+
+
+def aquila(folder: Path) -> None:
+    """The folder as Aquila's are: Llama under a name that transformers does not know."""
+    rewrite(folder, lambda old: old | {"model_type": "aquila", "architectures": ["AquilaForCausalLM"]})
+
 
 CASES = [
     Case(name="llama", hf=causal("Llama", LLAMA), wrong=wrong_norm(eps=1e-4), gradients=True),
@@ -28,6 +35,7 @@ CASES = [
         hf=causal("Llama", LLAMA | {"attention_bias": True, "mlp_bias": True}),
         wrong=wrong_attn(scale=1.0),
     ),
+    Case(name="llama-aquila", hf=causal("Llama", LLAMA), disguise=aquila, wrong=wrong_rope(theta=2e4)),
     Case(name="llama3", hf=causal("Llama", LLAMA | LLAMA3), wrong=wrong_rope(scaling=None)),
     Case(
         name="llama-linear",

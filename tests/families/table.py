@@ -50,11 +50,15 @@ CHECKS: tuple[tuple[str, tuple[str, ...]], ...] = (
 
 def references(cases: Sequence[Case]) -> str:
     """What the cases of a family are compared with."""
-    found = ["oracle" if case.hf is None else getattr(case.hf, "reference", "transformers") for case in cases]
-    renamed = any(case.disguise for case in cases)
-    return ", ".join(dict.fromkeys(f"`{f}`" if f[0].isupper() else f for f in found)) + (
-        " with its files renamed" if renamed else ""
-    )
+    found: dict[str, list[str]] = {}
+    for case in cases:
+        against = "oracle" if case.hf is None else f"`{case.hf.reference}`"  # type: ignore[attr-defined]
+        found.setdefault(against, []).append("" if case.disguise is None else case.name)
+    said = []
+    for against, renamed in found.items():
+        which = "" if all(renamed) else f" ({', '.join(filter(None, renamed))})"
+        said.append(against + (f" with its files renamed{which}" if any(renamed) else ""))
+    return ", ".join(said)
 
 
 def known(family: ModuleType) -> str:
