@@ -15,6 +15,8 @@ from typing import Any
 from caravan.types import UserError
 
 MODEL_KINDS = ("model", "reward", "tokenizer")
+_TOKENIZERS = (".json", ".model", ".tiktoken", ".txt")
+"""One file of these can be a whole tokenizer."""
 _NEEDED = (".json", ".safetensors", ".txt", ".model", ".tiktoken", ".jinja")
 _SAYS = ("license", "licence", "copying", "notice", "readme", "use_policy")
 """How the names of files begin that say whose work it is and what may be done with it."""
@@ -91,6 +93,8 @@ def _visible(folder: Path) -> Iterator[Path]:
 
 
 def _model(source: Path, kind: str) -> dict[str, Path]:
+    if kind == "tokenizer" and source.is_file() and source.suffix in _TOKENIZERS:
+        return {"tokenizer.json" if source.suffix == ".json" else source.name: source}
     if not source.is_dir():
         raise UserError(f"{source} is a file; a {kind} is a folder", "give the folder that holds config.json")
     there = {p.name: p for p in sorted(source.iterdir()) if p.is_file()}

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from caravan.data.tokenizer import QWEN2_SPLIT, SPECIALS, Tokenizer, train
+from caravan.store import Store
 from caravan.types import UserError
 
 TEXTS = [
@@ -181,6 +182,17 @@ def test_a_copied_folder_is_completed(tok: Tokenizer, kit, tmp_path) -> None:
     gpt2.complete(tmp_path / "gpt2")
     assert (tmp_path / "gpt2/tokenizer.json").exists()
     assert Tokenizer.load(tmp_path / "gpt2").encode("it's 12 你") == gpt2.encode("it's 12 你")
+
+
+@pytest.mark.parametrize("name", ["m.model", "tiny_bpe_tokenizer.json", "../rwkv_vocab_v20230424.txt"])
+def test_one_file_can_be_a_tokenizer_of_the_store(kit, tmp_path, name: str) -> None:
+    """The folder it lies in may hold others."""
+    file = kit / "tokenizers/torchtune" / name
+    art = Store(tmp_path / "store").add(file, "tokenizer")
+    text = "it's 12 of 3 naïve 你"
+    assert Tokenizer.load(art.path).encode(text) == Tokenizer.load(file).encode(text)
+    with pytest.raises(UserError, match="is a file; a model is a folder"):
+        Store(tmp_path / "store").add(file, "model")
 
 
 def test_several_tokenizers_in_one_folder_are_not_guessed_between(tmp_path) -> None:
