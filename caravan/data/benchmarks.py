@@ -20,6 +20,7 @@ from typing import Any
 import orjson
 import zstandard
 
+from caravan.data import parquet
 from caravan.data.decontaminate import NGRAM, Hit, Index, words
 from caravan.types import Document, UserError
 
@@ -102,9 +103,7 @@ def _kind(path: Path) -> str:
 def _rows(path: Path) -> Iterator[Any]:
     kind = _kind(path)
     if kind == ".parquet":
-        import pyarrow.parquet as pq
-
-        for batch in pq.ParquetFile(path).iter_batches(1024):
+        for batch in parquet.opened(path).iter_batches(1024):
             yield from batch.to_pylist()
         return
     with _opened(path) as file:
@@ -193,7 +192,7 @@ def _without_rows(path: Path, target: Path, gone: Collection[int]) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    source, first = pq.ParquetFile(path), 0
+    source, first = parquet.opened(path), 0
     with pq.ParquetWriter(target, source.schema_arrow) as out:
         for batch in source.iter_batches(1024):
             stays = pa.array([number not in gone for number in range(first, first + len(batch))])

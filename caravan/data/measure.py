@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from caravan.data import quality, signals
+from caravan.data import parquet, quality, signals
 from caravan.data.steps import batches
 from caravan.types import Document, UserError
 
@@ -125,10 +125,9 @@ class Reader:
 
     def _opened(self, path: Path, columns: Sequence[str]) -> Iterator[Any]:
         import pyarrow as pa
-        import pyarrow.parquet as pq
 
         try:
-            file = pq.ParquetFile(path)
+            file = parquet.opened(path)
         except (OSError, pa.ArrowInvalid) as error:
             raise UserError(f"cannot read the signals in {path}: {error}") from error
         for name in columns:

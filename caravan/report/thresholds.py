@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from caravan.data import measure, records
+from caravan.data import measure, parquet, records
 from caravan.report.plots import Histogram
 from caravan.store import Artefact
 
@@ -106,7 +106,5 @@ def _counted(
 
 def _batches(path: Path, columns: Sequence[str]) -> Iterator[Any]:
     """Those of the columns that a Parquet file has."""
-    import pyarrow.parquet as pq
-
-    file = pq.ParquetFile(path)
+    file = parquet.opened(path)
     return iter(file.iter_batches(columns=[c for c in columns if c in file.schema_arrow.names]))

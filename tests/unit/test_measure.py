@@ -3,10 +3,11 @@
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from caravan.data import measure
+from caravan.data import measure, parquet
 from caravan.report import thresholds
 from caravan.store import Artefact
 from caravan.types import UserError
@@ -56,3 +57,15 @@ def test_a_histogram_counts_every_part(tmp_path: Path) -> None:
         art = Artefact(tmp_path / name, {"kind": "signals", "facts": facts})
         found.append(thresholds.histograms(art, rules))
     assert sum(found[0]["much"].counts) == 100 and found[0] == found[1]
+
+
+def test_a_parquet_file_is_not_held_while_it_is_read(tmp_path: Path) -> None:
+    """40 row groups of 256 KB that nothing shortens."""
+    draw = np.random.default_rng(1)
+    with pq.ParquetWriter(tmp_path / "a.parquet", pa.schema({"x": pa.float64()})) as file:
+        for _ in range(40):
+            file.write_table(pa.table({"x": draw.normal(size=1 << 15)}))
+    held = [pa.total_allocated_bytes()]
+    for _batch in parquet.opened(tmp_path / "a.parquet").iter_batches(1024):
+        held.append(pa.total_allocated_bytes())
+    assert len(held) == 1 + 40 * 32 and max(held) - held[0] < 4 << 20

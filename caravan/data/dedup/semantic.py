@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from caravan.data import parquet
 from caravan.data.columns import Column, Names
 from caravan.data.dedup.exact import SameKey
 from caravan.data.dedup.keepers import Ranks
@@ -201,12 +202,11 @@ def _table(path: Path, count: int, folder: Path | None) -> Embeddings:
 def _rows(path: Path, ids: Names, folder: Path | None, memory_bytes: int) -> Embeddings:
     """The table as it is, and where in it the texts are, found by the digests of their ids."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     keys = SameKey(folder, memory_bytes)
     rows: Column | None = None
     try:
-        for batch in pq.ParquetFile(path).iter_batches(_BLOCK, columns=["id", "embedding"]):
+        for batch in parquet.opened(path).iter_batches(_BLOCK, columns=["id", "embedding"]):
             keys.add([str(name) for name in batch.column("id").to_pylist()])
             values = _values(path, batch.column("embedding"))
             rows = Column(folder, np.float32, values.shape[1]) if rows is None else rows
