@@ -34,6 +34,8 @@ _WORDING = 20
 """13-grams that more items of the benchmarks share are the wording of their prompts."""
 _NAMED = 3
 """Items of benchmarks that the reason of a removal names."""
+_REASONS = 1000
+"""Reasons of quarantine that are told apart."""
 SURE = 0.65
 """A language is counted under its name from this probability on, else as `und` (FineWeb's threshold)."""
 Note = Callable[[np.ndarray, Sequence[bytes]], None]
@@ -91,7 +93,9 @@ class Intake:
         self._bad(formats.Problem(self.root / found.file, found.place, problem, shown[:200]))
 
     def _bad(self, problem: formats.Problem) -> None:
-        self._why[re.split(r" \(|, not |: ", problem.expected)[0][:80]] += 1
+        why = re.split(r" \(|, not |: ", problem.expected)[0][:80]
+        if why in self._why or len(self._why) < _REASONS:  # some name what a record calls something
+            self._why[why] += 1
         self.quarantine(problem)
 
     def ordered(self, messages: Sequence[Message]) -> tuple[tuple[Message, ...], str | None]:
