@@ -22,7 +22,7 @@ from caravan.types import Document, UserError
 INPUTS = {"raw": "raw"}
 OUTPUT = "corpus"
 USES: dict[str, str] = {}
-VERSION = 3
+VERSION = 4
 
 
 @dataclass(frozen=True, kw_only=True)

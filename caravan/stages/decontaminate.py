@@ -61,6 +61,11 @@ def run(cfg: Config, inputs: Mapping[str, Artefact], out: Path, rt: Runtime) -> 
         raise UserError(f"there is no action `{cfg.action}`", f"there are: {', '.join(ACTIONS)}")
     folders = tuple(str(folder.path) for folder in series(inputs, "benchmarks"))
     wanted = benchmarks.wanted_in(folders, cfg.fewest_words)
+    if not any(wanted.checked):
+        raise UserError(
+            f"no item of the benchmarks has {cfg.fewest_words} words or more: nothing can be looked for",
+            "give the files with the questions",
+        )
     template = grams.template(wanted.index, wanted.owner_of, cfg.common_items)
     corpus = inputs["corpus"]
     found = Column(rt.work, np.int64, 4)  # (place, start, stop, n-gram) of every hit

@@ -50,6 +50,8 @@ class Config:
 def run(cfg: Config, inputs: Mapping[str, Artefact], out: Path, rt: Runtime) -> dict[str, Any]:
     folders = tuple(str(folder.path) for folder in series(inputs, "benchmarks"))
     wanted = benchmarks.wanted_in(folders, cfg.fewest_words)
+    if not wanted.items:
+        raise UserError("the benchmarks hold no items", "give the files with the questions")
     texts = series(inputs, "texts")
     search = benchmarks.Search(folders, cfg.fewest_words)
     batches = steps.batches(_read(texts), lambda row: len(row[1].text))

@@ -297,3 +297,15 @@ def test_real_data_sets(kit: Path, path: str, kind: str, name: str, count: int) 
 def test_places_count_from_one(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(b'{"a": 1}\n\n{"a": 2}')
     assert [p for p, _ in records(tmp_path / "a.jsonl", print, Limits())] == ["line 1", "line 3"]
+
+
+def test_the_source_of_a_record_is_its_own_else_its_address_else_its_file(tmp_path: Path) -> None:
+    rows = [
+        {"text": "one", "url": "https://example.org/a", "source": "crawl"},
+        {"text": "two", "url": "https://example.org/a"},
+        {"text": "three", "url": "no address"},
+        {"text": "four", "url": None},
+    ]
+    (tmp_path / "a.jsonl").write_bytes(b"\n".join(map(orjson.dumps, rows)))
+    values = read(tmp_path, "corpus")[0]
+    assert [v.source for v in values] == ["crawl", "https://example.org/a", "a.jsonl", "a.jsonl"]

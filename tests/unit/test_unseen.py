@@ -194,3 +194,18 @@ def test_every_format_loses_just_the_items_named(tmp_path: Path) -> None:
         "easy": rows[:1],
         "hard": rows[2:4],
     }
+
+
+def test_benchmarks_without_anything_to_look_for_are_an_error(world: Any, tmp_path: Path) -> None:
+    """An empty file must not end as a corpus that passes for clean."""
+    store, corpus, _ = world
+    (tmp_path / "empty.jsonl").write_text("")
+    (tmp_path / "short.jsonl").write_text('{"q": "too short"}\n')
+    empty, short = (store.add(tmp_path / name) for name in ("empty.jsonl", "short.jsonl"))
+    for bench in (empty, short):
+        with pytest.raises(UserError, match="nothing can be looked for"):
+            config = decontaminate_stage.Config()
+            stage.execute(store, "decontaminate", config, {"corpus": corpus, "benchmarks": bench})
+    with pytest.raises(UserError, match="hold no items"):
+        unseen((store, corpus, empty))
+    assert ids(unseen((store, corpus, short))) == ["0"]

@@ -1,5 +1,7 @@
 """Documents: one {text} per record (jsonl, json, parquet, arrow, csv), with optional id, source, lang.
 
+A record that names no source but an address (`url`, `uri`) has that for its source, as a page of a web
+archive has.
 Where there is no `text`, a column of one of the other usual names is read, in any case of letters; else the
 only column that holds text, if there is just one besides ids, addresses, dates and the like, and no list of
 objects beside it: turns of a talk and ranked answers are no text of a document.
@@ -59,12 +61,20 @@ def _objects(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and isinstance(value[0], dict)
 
 
+def address_of(row: dict[str, Any]) -> str:
+    """The address a record came from, or empty: what tells web pages apart, as in a web archive."""
+    given = (row.get(key) for key in ("url", "URL", "uri"))
+    return next((a for a in given if isinstance(a, str) and a.startswith(("http://", "https://"))), "")
+
+
 def convert(row: dict[str, Any], kind: str) -> Iterator[Document]:
     key = key_of(row)
     if key is None:
         raise Bad("a text under 'text'")
     lang = row.get("lang", row.get("language"))
-    yield Document(id_of(row), row[key], source_of(row), lang if isinstance(lang, str) else "")
+    yield Document(
+        id_of(row), row[key], source_of(row) or address_of(row), lang if isinstance(lang, str) else ""
+    )
 
 
 read = reader(convert)

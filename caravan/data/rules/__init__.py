@@ -23,6 +23,7 @@ text) does not judge it.
 
 from __future__ import annotations
 
+import math
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -173,7 +174,7 @@ def _rule(file: str, row: dict[str, Any], skip: tuple[str, ...]) -> Rule:
             raise UserError(f"{file}: every rule needs a {key}")
     for key in ("at_least", "at_most", "more_than", "less_than", "pareto"):
         value = row.get(key, 0)
-        if isinstance(value, bool) or not isinstance(value, int | float):
+        if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
             raise UserError(f"{file}: {row['name']}.{key} must be a number, and is {value!r}")
     given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in row.items()}
     rule = Rule(**given)
@@ -200,6 +201,8 @@ def changed(sets: Sequence[RuleSet], limits: Sequence[str], off: Sequence[str]) 
             )
         try:
             new: dict[str, Any] = {key: float(value)}
+            if math.isnan(new[key]):  # a limit that everything keeps to
+                raise ValueError
             there[name] = replace(there[name], **new)
         except ValueError:
             raise UserError(f"`{value}` in `{text}` is not a number") from None
