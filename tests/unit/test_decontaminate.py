@@ -204,6 +204,8 @@ def test_planted_questions_are_found_and_reported(planted: Any) -> None:
     assert art.facts["documents_hit"] == 6 and art.facts["spared"] == {"template": 0, "common": 1}
     everything = cleaned(planted, common_documents=0)
     assert everything.facts["documents_hit"] == 18
+    items = {r["id"]: r for r in map(json.loads, (everything / "items.jsonl").read_text().splitlines()[:10])}
+    assert len(items["idiom"]["documents"]) == 10, "of twelve"
 
 
 def test_shards_and_workers_change_nothing(planted: Any) -> None:
