@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -189,3 +190,17 @@ def test_real_pages_by_true_similarity(
 
 def test_words_go_together_with_their_accents() -> None:
     assert len(units(["e\u0301te\u0301"], WORDS).hash_U) == 1
+
+
+def test_the_curve_of_every_setting_can_be_shown() -> None:
+    """RefinedWeb's 450 bands of 20 too, whose ways to agree no float holds; small ones as by the formula."""
+    wide = dedup.Setting(bands=450, rows=20)
+    found = [point["found"] for point in wide.curve()]
+    assert found == sorted(found) and found[0] == 0 and found[-1] == 1
+    assert abs(wide.agree(0.75) - 0.5) < 0.01  # half of a symmetric bell
+    for setting in (dedup.Setting(), dedup.Setting(bands=3, rows=2, similarity=0.5)):
+        k, need = setting.places, math.ceil(setting.similarity * setting.places)
+        for s in (0.3, 0.6, 0.75, 0.95):
+            exact = sum(math.comb(k, n) * s**n * (1 - s) ** (k - n) for n in range(need, k + 1))
+            assert abs(setting.agree(s) - exact) < 1e-9
+        assert setting.agree(1.0) == 1 and setting.agree(0.0) == 0

@@ -60,8 +60,14 @@ class Setting:
     def agree(self, jaccard: float) -> float:
         """Probability that enough places agree, were the texts to meet for certain."""
         need = math.ceil(self.similarity * self.places - 1e-9)
-        k = self.places
-        return sum(math.comb(k, n) * jaccard**n * (1 - jaccard) ** (k - n) for n in range(need, k + 1))
+        if not 0 < jaccard < 1:
+            return float(jaccard >= 1 or need <= 0)
+        k, yes, no = self.places, math.log(jaccard), math.log1p(-jaccard)
+        ways = math.lgamma(k + 1)  # as logarithms: of 9,000 places no float holds the ways to choose half
+        return sum(
+            math.exp(ways - math.lgamma(n + 1) - math.lgamma(k - n + 1) + n * yes + (k - n) * no)
+            for n in range(need, k + 1)
+        )
 
     def curve(self) -> list[dict[str, float]]:
         """Jaccard similarity, probability to meet, probability to be found (at most; both must happen), and
