@@ -25,6 +25,8 @@ from caravan.data.decontaminate import NGRAM, Hit, Index, words
 from caravan.types import Document, UserError
 
 _KINDS = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt")
+_UNREAD = (".gz", ".zst", ".xz", ".bz2", ".zip", ".tar", ".tgz", ".arrow", ".feather", ".ndjson", ".pkl")
+"""Ends of names that promise data: such a file, left out in silence, would pass for looked for."""
 _CELL = 1 << 24
 REMOVED = "removed.jsonl.zst"
 """What a stage left out of benchmarks: no benchmark itself."""
@@ -50,6 +52,12 @@ def files(folder: Path) -> list[tuple[str, Path]]:
     """(name, path) of a file or of all benchmark files in a folder. UserError if there is none."""
     found = [folder] if folder.is_file() else sorted(p for p in folder.rglob("*") if p.is_file())
     ours = [folder / name for name in ("manifest.json", "timing.jsonl", REMOVED)]  # an artefact's own
+    for path in found:
+        if _kind(path) not in _KINDS and path.suffix.lower() in _UNREAD:
+            raise UserError(
+                f"{path.name} is a benchmark that cannot be read",
+                f"expected {', '.join(_KINDS)}, also as .gz or .zst: convert it or take it away",
+            )
     found = [p for p in found if _kind(p) in _KINDS and p not in ours and not p.name.startswith(".")]
     if not found:
         raise UserError(

@@ -145,6 +145,18 @@ def test_every_kind_of_file_is_read(tmp_path: Path) -> None:
     (tmp_path / "bad.jsonl").write_text("{")
     with pytest.raises(UserError, match=r"bad\.jsonl"):
         list(benchmarks.read(tmp_path))
+    (tmp_path / "bad.jsonl").unlink()
+    for name in (
+        "g.jsonl.xz",
+        "g.arrow",
+        "g.tar.gz",
+    ):
+        (tmp_path / name).write_bytes(b"")
+        with pytest.raises(UserError, match=f"{name} is a benchmark that cannot be read"):
+            list(benchmarks.read(tmp_path))
+        (tmp_path / name).unlink()
+    (tmp_path / "README.md").write_text("about these")
+    assert len(list(benchmarks.read(tmp_path))) == len(items)
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="no benchmark file"):
         list(benchmarks.read(tmp_path / "empty"))
