@@ -35,6 +35,8 @@ class Rejection:
 
     rule: str
     reason: str
+    kept: str = ""
+    """Of a copy: the id of the text that stays in its place."""
 
 
 def normalise(text: str) -> str:

@@ -71,6 +71,7 @@ def dump_removed(document: Document, verdict: Rejection) -> bytes:
         "reason": verdict.reason,
         "bytes": len(document.text.encode("utf-8", "replace")),
         "text": document.text[:500],
+        **({"kept": verdict.kept} if verdict.kept else {}),
     }
     return orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE)
 

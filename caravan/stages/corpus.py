@@ -22,7 +22,9 @@ from caravan.types import Document, UserError
 INPUTS = {"raw": "raw"}
 OUTPUT = "corpus"
 USES: dict[str, str] = {}
-VERSION = 4
+VERSION = 5
+_NAMED = 1 << 14
+"""Texts of which the names of those that stay are held at a time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,42 +196,64 @@ class _Copies:
             self.spool.add(records.dump(item.document), digest, item.split)
         hashes = [int(digest[:16], 16) for digest in digests]
         self._same.add_digests([(h, int(digest[16:], 16)) for h, digest in zip(hashes, digests, strict=True)])
+        self._ids.add(item.document.id for item in items)
         if self._near:
             self._near.add(np.stack([item.found["signature"] for item in items]))
             heldout = [item.split == "heldout" for item in items]
             self._ranks.add(hashes, [len(item.document.text) for item in items], heldout)
-            self._ids.add(item.document.id for item in items)
 
     def judged(self, heldout_share: float) -> Iterator[tuple[str, bytes, Rejection | None]]:
         """(split, line, why it goes or None) of every document, in the order of arrival."""
-        repeated = self._same.repeated()
-        gone = self._resembling(repeated)
-        copy, why = next(gone, (-1, ""))
-        lines = enumerate(self.spool.split(heldout_share, repeated))
-        for _, chunk in repeated.chunks():
-            for again, (place, (split, line)) in zip(chunk.tolist(), lines, strict=False):
-                verdict = None
-                if again:
-                    verdict = Rejection("exact_duplicate", "the same text came before")
-                elif place == copy:
-                    verdict = Rejection("near_duplicate", f"resembles {why}, which stays")
-                    copy, why = next(gone, (-1, ""))
-                yield split, line, verdict
+        repeated, first = self._equal()
+        stays = self._resembling(repeated)
+        lines = self.spool.split(heldout_share, repeated)
+        for at, chunk in repeated.chunks(_NAMED):
+            places = np.arange(at, at + len(chunk))
+            equal = first.take(places)
+            last = stays.take(equal)  # what equals a near duplicate goes for the one that stays
+            names = iter(self._ids.take(last[last != places]))
+            for place, one, end, (split, line) in zip(places, equal, last, lines, strict=False):
+                yield split, line, _copied(one != place, one != end, next(names)) if end != place else None
         for _ in lines:  # none is left; this removes the file
             raise AssertionError("more lines than keys")
-        repeated.close()
+        for column in (repeated, first, stays, self._ids):
+            column.close()
 
-    def _resembling(self, repeated: Column) -> Iterator[tuple[int, str]]:
-        """(place of a near duplicate, id of the one that stays), places ascending."""
+    def _equal(self) -> tuple[Column, Column]:
+        """uint8 [D], 1 for every text that came before; int64 [D], where the first of its kind is."""
+        repeated = Column.filled(self._folder, np.uint8, len(self._ids))
+        first = Column.numbered(self._folder, len(self._ids))
+        for place, same in self._same.runs():
+            if not len(place):
+                continue
+            begins = np.concatenate([[True], ~same])
+            head = place[np.maximum.accumulate(np.where(begins, np.arange(len(place)), 0))]
+            repeated.put(place[~begins], 1)
+            first.put(place[~begins], head[~begins])
+        self._same.close()
+        return repeated, first
+
+    def _resembling(self, repeated: Column) -> Column:
+        """int64 [D]: for a near duplicate where the one is that stays, else its own place."""
+        stays = Column.numbered(self._folder, len(self._ids))
         if self._near is None:
-            return
+            return stays
         links = dedup.Links(len(self._ranks), self._folder)
         self._near.link(self._ranks, links, repeated)
         self._near.close()
-        for places, stays in links.pairs(self._ranks):
-            yield from zip(places.tolist(), self._ids.take(stays), strict=True)
-        for column in (links, self._ranks, self._ids):
+        for places, kept in links.pairs(self._ranks):
+            stays.put(places, kept)
+        for column in (links, self._ranks):
             column.close()
+        return stays
+
+
+def _copied(equal: bool, near: bool, kept: str) -> Rejection:
+    """Equal to the text that stays, near it, or equal to one that is near it."""
+    if not equal:
+        return Rejection("near_duplicate", f"resembles {kept}, which stays", kept)
+    like = f"one that resembles {kept}" if near else kept
+    return Rejection("exact_duplicate", f"the same text as {like}, which stays", kept)
 
 
 class _Tally:

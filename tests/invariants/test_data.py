@@ -71,6 +71,29 @@ def test_corpus_says_what_it_removed(tmp_path: Path) -> None:
     assert facts["bytes_out"] == facts["train_bytes"] + facts["heldout_bytes"] > 40 * 300
 
 
+@pytest.mark.parametrize("step", [1, -1])
+@pytest.mark.parametrize("near", [0.75, 0.0])
+def test_copies_name_the_text_that_stays(tmp_path: Path, step: int, near: float) -> None:
+    """Also what equals a text that itself goes as a near duplicate."""
+    base = prose(0)
+    rows = [
+        {"text": base, "id": "short"},
+        {"text": base + "\n", "id": "short twin"},
+        {"text": base + " and more", "id": "long"},
+        {"text": base + " and more \n", "id": "long twin"},
+        {"text": prose(1), "id": "other"},
+    ]
+    art = run(tmp_path, "corpus", rows[::step], heldout_share=0.0, near_duplicates=near)
+    stay = {d.id for d in records.read_documents(art / "train.jsonl.zst")}
+    removed = {r["id"]: r for r in records.read_lines(art / "removed.jsonl.zst")}
+    assert len(stay) == (2 if near else 3) and len(stay) + len(removed) == 5
+    for ident, row in removed.items():
+        assert row["kept"] in stay and f"{row['kept']}, which stays" in row["reason"]
+        assert row["kept"][:4] == ("long" if near else ident[:4])
+        through = near and ident[:5] == "short" and row["rule"] == "exact_duplicate"
+        assert ("one that resembles" in row["reason"]) == bool(through)
+
+
 def test_order_and_company_decide_nothing_about_the_split(tmp_path: Path) -> None:
     """A document is held out or not by its own text."""
     rows = [{"text": prose(k), "id": str(k)} for k in range(30)]
