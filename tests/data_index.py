@@ -33,7 +33,7 @@ PAGES = (
 STEPS = {
     "too_short": ("corpus", "fewer than 20 characters after cleaning", "ours"),
     "too_long": ("corpus", "more than 5,000,000 characters", "ours"),
-    "exact_duplicate": ("corpus, dedup", "the same text (white space aside: at line ends, or in `dedup` anywhere)", "ours"),
+    "exact_duplicate": ("corpus, dedup", "the same text (white space aside; `corpus`: at line ends)", "ours"),
     "repeated_lines": ("corpus", "over 30 % of lines are copies, or 20 % of characters", "Rae et al. 2021"),
     "repeated_ngrams": ("corpus", "n-grams that repeat cover too much of most pages", "Rae et al. 2021"),
     "near_duplicate": ("dedup", "MinHash of 5-grams, 14 bands of 8, at least 0.75 alike", "Broder 1997"),
