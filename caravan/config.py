@@ -14,6 +14,7 @@ import difflib
 import enum
 import inspect
 import io
+import os
 import re
 import textwrap
 import types
@@ -164,7 +165,14 @@ def _tidy(cls: Any, argv: Sequence[str], prog: str, also: Sequence[str]) -> Iter
             continue
         if not flag:
             raise UserError(
-                f"`{word}` stands alone", f"settings are given as `--name value`; see `{prog} --help`"
+                f"`{word}` stands alone",
+                "settings are given as `--name value`"
+                + (
+                    ", several files as their folder or 'a/pattern/*' in quotes"
+                    if os.path.exists(word)
+                    else ""
+                )
+                + f"; see `{prog} --help`",
             )
         fresh = False
         yield _write(known[flag], word)

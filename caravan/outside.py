@@ -35,6 +35,8 @@ def files(
 
     Raises UserError if the path is absent, empty or not what `kind` needs.
     """
+    if kind == "raw" and is_pattern(source):
+        return matching(source), None
     if not source.exists():
         raise UserError(
             f"there is no file or folder {source}", "check the path; it is taken from the current folder"
@@ -60,6 +62,35 @@ def files(
     if not found:
         raise UserError(f"{source} holds no files", "give a file, or a folder with files in it")
     return found, None
+
+
+def is_pattern(path: Path) -> bool:
+    """Whether a path that is not there is a pattern of paths (`data/*/train-*.parquet`, `data/**/*.txt`)."""
+    return any(mark in str(path) for mark in "*?[") and not path.exists()
+
+
+def matching(pattern: Path) -> dict[str, Path]:
+    """Name below the pattern's fixed part -> file, of all that match and of folders that do. UserError if
+    there are none."""
+    parts = pattern.parts
+    fixed = next(k for k, part in enumerate(parts) if any(mark in part for mark in "*?["))
+    base = Path(*parts[:fixed])
+    found: dict[str, Path] = {}
+    for path in sorted(base.glob(str(Path(*parts[fixed:])))) if base.is_dir() else []:
+        if any(part.startswith(".") for part in path.relative_to(base).parts):
+            continue
+        below = [path] if path.is_file() else _visible(path) if not path.is_symlink() else []
+        found |= {p.relative_to(base).as_posix(): p for p in below}
+    if not found:
+        raise UserError(
+            f"no file matches {pattern}", "check the pattern; it is taken from the current folder"
+        )
+    for name in ("manifest.json", "timing.jsonl"):
+        if name in found:
+            raise UserError(
+                f"{pattern} takes in a file `{name}`, a name the store needs", "narrow the pattern"
+            )
+    return found
 
 
 def passed_over(source: Path) -> list[str]:

@@ -30,7 +30,7 @@ def resolve(store: Store, text: str, spec: str, make: Make) -> Artefact:
     try:
         return store.open(text)
     except UserError as err:
-        if path.exists():
+        if path.exists() or outside.is_pattern(path):
             return _from_path(store, path, kinds, make)
         if _LIKE_REF.fullmatch(text):
             raise

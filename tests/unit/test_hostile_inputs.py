@@ -126,3 +126,26 @@ def test_a_copy_that_fails_leaves_nothing_behind(tmp_path: Path, monkeypatch: py
     with pytest.raises(UserError, match="disk is full"):
         store.add(tmp_path / "a.txt")
     assert not list((tmp_path / "store" / "runs").iterdir()) and not store.ls()
+
+
+def test_a_pattern_takes_what_matches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `--raw 'data/**/*.jsonl'`: names below the fixed part, folders whole, nothing hidden."""
+    names = ("a/1.jsonl", "a/2.txt", "a/b/3.jsonl", "a/.c/4.jsonl", "d[1].jsonl", "e/5.jsonl")
+    for name in names:
+        (tmp_path / "data" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "data" / name).write_text(name)
+    monkeypatch.chdir(tmp_path)
+    store = Store(tmp_path / "store")
+
+    def taken(text: str) -> list[str]:
+        return sorted(refs.resolve(store, text, "raw", lambda name, made: made).manifest["files"])
+
+    assert taken("data/a/*.jsonl") == ["1.jsonl"]
+    assert taken("data/**/*.jsonl") == ["a/1.jsonl", "a/b/3.jsonl", "d[1].jsonl", "e/5.jsonl"]
+    assert taken("data/[ae]") == ["a/1.jsonl", "a/2.txt", "a/b/3.jsonl", "e/5.jsonl"]
+    assert taken(str(tmp_path / "data/e/?.jsonl")) == ["5.jsonl"]
+    assert taken("data/d[1].jsonl") == ["d[1].jsonl"], "a file so named comes before the pattern"
+    with pytest.raises(UserError, match=r"no file matches data/\*\.csv"):
+        taken("data/*.csv")
+    with pytest.raises(UserError, match="no file matches"):
+        taken("nowhere/*.csv")
