@@ -99,10 +99,12 @@ def load_model(
     Raises UserError for encoders and models of several parts, and as `load_backbone` does.
     """
     config = read_config(folder)
-    if hasattr(_family(config, folder), "POOL") or hasattr(_family(config, folder), "MODULE"):
+    family = _family(config, folder)
+    if hasattr(family, "POOL") or hasattr(family, "MODULE"):
+        judge = "`caravan reward --base` takes it" if hasattr(family, "POOL") else "it is for use from Python"
         raise UserError(
             f"{folder}: '{config['model_type']}' is not a language model that reads from left to right",
-            "`caravan reward --base` takes encoders; see docs/encoders.md",
+            f"{judge}; see docs/encoders.md",
         )
     return load_backbone(folder, dtype, device)
 

@@ -1,6 +1,6 @@
 """From the tensors of files to the parameters of a model, one after another.
 
-A parameter is allocated once, in the type and on the device where it stays, and each source is read straight
+Parameters are allocated once, in the type and on the device where they stay, and each source is read straight
 into its rows: the rules read backwards take an empty parameter apart into views of itself. Only where a rule
 reorders rows is a source read first and copied then. So memory holds the weights and one tensor more.
 
@@ -45,11 +45,15 @@ def fill(
         _check(step, keys, tensors, shapes[step.target], where)
         for step, keys in zip(steps, sources, strict=True)
     ]
-    result: dict[str, Tensor] = {}
+    # all before the first is filled: what comes and goes meanwhile leaves no holes between what stays
+    result = {
+        step.target: torch.empty(tuple(shapes[step.target]), dtype=dtypes[step.target], device=device)
+        for step in steps
+    }
 
     def make(i: int) -> None:
         step, keys = steps[i], sources[i]
-        target = torch.empty(tuple(shapes[step.target]), dtype=dtypes[step.target], device=device)
+        target = result[step.target]
         if straight[i]:
             for key, part in zip(keys, rules.backwards(target, step), strict=True):
                 _read(tensors, key, part, step, where)
@@ -58,7 +62,6 @@ def fill(
             if made.shape != target.shape:
                 raise _unfit(where, keys[0], step, made.shape, target.shape)
             target.copy_(made)
-        result[step.target] = target
 
     places = {i: _place(tensors, keys[0]) for i, keys in enumerate(sources) if straight[i]}
     found = sorted((place, i) for i, place in places.items() if place is not None)

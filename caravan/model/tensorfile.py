@@ -136,18 +136,28 @@ class TensorFile:
                 "quantised weights need a 'quantization_config' in config.json that says what they mean",
             )
         if not out.is_contiguous():
-            out.copy_(self.read(key))
+            self._rows(entry, out)
             return
         flat = out.view(-1)
         if entry.dtype == out.dtype and out.device.type == "cpu":
             self._into(flat, entry.start)
             return
-        step = max(1, PIECE_BYTES // entry.dtype.itemsize)
-        piece = torch.empty(min(step, flat.numel()), dtype=entry.dtype)
+        step = PIECE_BYTES // entry.dtype.itemsize
+        piece = self._piece(PIECE_BYTES).view(entry.dtype)[:step]
         for at in range(0, flat.numel(), step):
             some = piece[: flat.numel() - at]
             self._into(some, entry.start + at * entry.dtype.itemsize)
             flat[at : at + step].copy_(some)
+
+    def _rows(self, entry: Entry, out: Tensor) -> None:
+        """Read as many rows at a time as make a piece into `out`, whose own rows lie anyhow."""
+        row = math.prod(entry.shape[1:])
+        count = max(1, PIECE_BYTES // max(1, row * entry.dtype.itemsize))
+        for at in range(0, entry.shape[0], count):
+            some = out[at : at + count]
+            piece = self._piece(some.numel() * entry.dtype.itemsize).view(entry.dtype)[: some.numel()]
+            self._into(piece, entry.start + at * row * entry.dtype.itemsize)
+            some.copy_(piece.view(some.shape))
 
     def _into(self, flat: Tensor, start: int) -> None:
         if not flat.numel():
@@ -161,11 +171,20 @@ class TensorFile:
                 raise self._damaged("it became shorter while it was read")
             done += count
 
+    def _piece(self, size: int) -> Tensor:
+        """[size] bytes or more, this thread's own and kept from tensor to tensor."""
+        held: Tensor | None = getattr(self._hand, "piece", None)
+        if held is None or len(held) < size:
+            whole = -(-max(size, PIECE_BYTES) // 16) * 16  # numbers of every type fit in
+            held = self._hand.piece = torch.empty(whole, dtype=torch.uint8)
+        return held
+
     def _mine(self) -> IO[bytes]:
         """The file, open in this thread: each has its own place in it, and the system reads ahead of each."""
         if getattr(self._hand, "path", None) != self.path:
+            self._hand.path = self._hand.file = None  # closes what it held
             try:
-                file = open(self.path, "rb", buffering=0)  # noqa: SIM115 (lives until the next is taken up)
+                file = open(self.path, "rb", buffering=0)  # noqa: SIM115 (held)
                 now = os.fstat(file.fileno())
             except FileNotFoundError:
                 raise UserError(f"{self.path} is missing", "the download is incomplete") from None
@@ -175,6 +194,6 @@ class TensorFile:
             if self._seen is not None and self._seen != (now.st_size, now.st_mtime_ns):
                 raise self._damaged("it was changed after its header was read")
             self._seen = (now.st_size, now.st_mtime_ns)
-            self._hand.path, self._hand.file = self.path, file  # whatever it held is closed by this
+            self._hand.path, self._hand.file = self.path, file
         held: IO[bytes] = self._hand.file
         return held

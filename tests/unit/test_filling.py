@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from caravan.model import filling
+from caravan.model import filling, tensorfile
 from caravan.model.tensors import TensorFolder, write_tensors
 from caravan.types import UserError
 
@@ -137,3 +137,28 @@ def test_a_shard_that_is_not_the_one_whose_header_was_read(how: str, tmp_path: P
     says = {"replaced": "was changed after its header was read", "gone": "is missing"}[how]
     with pytest.raises(UserError, match=rf"model-00003-of-00008\.safetensors .*{says}"):
         read_all(files)
+
+
+@pytest.mark.parametrize("piece", [16, 48, 1 << 20])
+def test_pieces_of_any_size_make_up_the_tensor(
+    piece: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows longer than a piece, types of other widths one after another, places that are not side by side."""
+    monkeypatch.setattr(tensorfile, "PIECE_BYTES", piece)
+    torch.manual_seed(0)
+    kinds = (torch.float32, torch.bfloat16, torch.float64, torch.float16)
+    shapes = ((7, 5), (3, 40), (1, 33), (4, 3, 6), (11,), (0, 4), (4, 0), ())
+    own = {
+        f"{i}.{k}": torch.randn(shape).to(kind)
+        for i, shape in enumerate(shapes)
+        for k, kind in enumerate(kinds)
+    }
+    write_tensors(own, tmp_path)
+    files = TensorFolder(tmp_path)
+    for key, tensor in own.items():
+        for dtype in (torch.float32, torch.bfloat16):
+            plain = torch.empty(tensor.shape, dtype=dtype)
+            turned = torch.empty(tensor.shape[::-1], dtype=dtype).permute(list(range(tensor.dim()))[::-1])
+            for out in (plain, turned):
+                files.fill(key, out)
+                assert torch.equal(out, tensor.to(dtype)), (key, dtype)

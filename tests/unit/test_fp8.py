@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from caravan.model import checkpoint, fp8, sizes
 from caravan.model.families import llama
 from caravan.model.tensors import stream_tensors
 from caravan.types import UserError
+from tests import peaks
 
 Tensors = dict[str, Tensor]
 UP = "model.layers.0.mlp.up_proj.weight"
@@ -125,18 +124,7 @@ def test_what_is_not_read_is_named(case: str, folder: Path) -> None:
         checkpoint.load_model(folder)
 
 
-STREAM = """
-import resource, sys, torch
-from pathlib import Path
-from caravan.model import checkpoint
-checkpoint.load_model(Path(sys.argv[2]))  # imports and pools are no part of the weights
-start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-model = checkpoint.load_model(Path(sys.argv[1]), torch.bfloat16)
-size = sum(p.numel() * p.element_size() for p in model.parameters())
-print(size, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - start) * 1024)
-"""
-
-
+@pytest.mark.skipif(not peaks.MEASURABLE, reason="peaks are read from /proc")
 def test_the_weights_are_written_out_one_by_one(folder: Path, tmp_path: Path) -> None:
     spec, _ = sizes.derive(None, 12, 1024, 64)
     config = llama.config(spec) | {"model_type": "llama", "hidden_size": 1024, "intermediate_size": 3072}
@@ -154,8 +142,7 @@ def test_the_weights_are_written_out_one_by_one(folder: Path, tmp_path: Path) ->
     stream_tensors(shapes, lambda key: torch.full(shapes[key][1], 0.5, dtype=shapes[key][0]), big)
     said = {"quant_method": "fp8", "weight_block_size": [128, 128]}
     (big / "config.json").write_text(json.dumps(config | {"quantization_config": said}))
-    run = [sys.executable, "-c", STREAM, str(big), str(folder)]
-    size, peak = map(int, subprocess.run(run, capture_output=True, text=True, check=True).stdout.split())
+    size, peak = peaks.of_loading(big, folder, "bfloat16")
     assert size > 140_000_000 and peak <= 1.2 * size, peak / size
 
 
