@@ -17,6 +17,7 @@ import numpy as np
 
 from caravan.data.extract import encoding
 from caravan.data.formats._packed import Limits, OnBad, Problem, chunks, lines
+from caravan.data.parquet import opened
 
 ARROW = (".arrow", ".feather", ".ipc")
 TABLES = (".parquet", ".csv", ".tsv", *ARROW)
@@ -33,25 +34,16 @@ def parquet(path: Path, on_bad: OnBad, limits: Limits) -> Iterator[tuple[str, An
     import pyarrow.parquet
 
     def batches() -> Iterator[Any]:
-        with _opened(path) as file:
+        with opened(path) as file:
             for group in range(file.metadata.num_row_groups):
                 rows, lists = _at_a_time(path, file.metadata, group, limits)
-                with _opened(path, lists, file.metadata) as again:
+                with opened(path, lists, file.metadata) as again:
                     yield from again.iter_batches(batch_size=rows, row_groups=[group])
 
     try:
         yield from _rows(batches(), path, on_bad, limits)
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         on_bad(Problem(path, "", f"a parquet file ({str(error)[:200]})", ""))
-
-
-def _opened(path: Path, dictionaries: list[str] | None = None, metadata: Any = None) -> Any:
-    """A file to read piece by piece: by default a whole row group is read before its first row."""
-    import pyarrow.parquet as pq
-
-    return pq.ParquetFile(
-        path, read_dictionary=dictionaries, metadata=metadata, pre_buffer=False, buffer_size=1 << 20
-    )
 
 
 def _at_a_time(path: Path, metadata: Any, group: int, limits: Limits) -> tuple[int, list[str]]:
@@ -76,7 +68,7 @@ def _at_a_time(path: Path, metadata: Any, group: int, limits: Limits) -> tuple[i
     ]  # fmt: skip
     longest, lists = 0, []
     for name, repeated in kept:
-        with _opened(path, [name], metadata) as file:  # rows bring their dictionary along
+        with opened(path, [name], metadata) as file:  # rows bring their dictionary along
             first = next(file.iter_batches(batch_size=_ROWS, row_groups=[group], columns=[name]), None)
         here = _longest(first.column(0)) if first else 0
         longest = max(longest, here)
