@@ -155,3 +155,16 @@ def test_spans_are_joined_across_the_ranges_they_are_sorted_in(tmp_path: Path) -
     texts = [" ".join(fresh(1, 900)), " ".join(fresh(2, 50) + fresh(1, 900))]
     for memory in (2_000, 5_000, 1 << 30):
         assert search(tmp_path, texts, memory=memory) == [(1, 50, 950, 0, 0)]
+
+
+def test_a_text_that_repeats_itself_is_a_few_spans(tmp_path: Path) -> None:
+    """One window at a time they would take minutes, and kilobytes each."""
+    verse, other = fresh(1, 7), fresh(2, 70)
+    texts = [other + verse * 20, ["la"] * 30_000, verse * 3_000 + other, ["la"] * 200]
+    found = search(tmp_path, [" ".join(t) for t in texts])
+    assert len(found) <= 8
+    for d, low, high, origin, at in found:
+        assert texts[d][low:high] == texts[origin][at : at + high - low]
+    marked = {(d, t) for d, low, high, _, _ in found for t in range(low, high)}
+    kept = [[token for t, token in enumerate(text) if (d, t) not in marked] for d, text in enumerate(texts)]
+    assert [len(text) for text in kept] == [70 + 50, 50, 0, 0]

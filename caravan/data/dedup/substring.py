@@ -41,7 +41,9 @@ _SPACE = re.compile(r"\s*")
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Tokens [start, stop) of text `place` are a copy of tokens from `origin_start` on of text `origin`."""
+    """Tokens [start, stop) of text `place` are a copy of tokens from `origin_start` on of text `origin`.
+
+    Where a text repeats itself ("la la la ...") each round is a copy of the one before it."""
 
     place: int
     start: int
@@ -183,18 +185,23 @@ class _Search:
         np.equal(ordered[1:], ordered[:-1], out=same[1:-1])
         shared = order[same[1:] | same[:-1]]
         hashes, places = hashes[shared], places[shared]
-        order = np.lexsort((places, *self.ranks.keys(self.ends.search(places)), hashes))
-        hashes, places = hashes[order], places[order]
+        texts = self.ends.search(places)
+        order = np.lexsort((places, *self.ranks.keys(texts), hashes))
+        hashes, places, texts = hashes[order], places[order], texts[order]
         new = np.ones(len(order), np.bool_)
         np.not_equal(hashes[1:], hashes[:-1], out=new[1:])
         first = np.maximum.accumulate(np.where(new, np.arange(len(order)), 0))
         later = np.flatnonzero(~new)
         equal = self._equal(places[later], places[first[later]])
+        # "la la la ...": its windows are copies of one another. Seen as copies of the one that they overlap
+        # they follow each other on both sides, and make one span.
+        overlaps = (texts[later] == texts[later - 1]) & (places[later] - places[later - 1] < self.span)
+        stays = np.where(overlaps, places[later - 1], places[first[later]])
         if equal.all():
-            return places[later], places[first[later]]
+            return places[later], stays
         mixed = np.unique(first[later[~equal]])  # windows that share a hash and are not the same
-        fine = later[~np.isin(first[later], mixed)]
-        found = [(places[fine], places[first[fine]])]
+        fine = ~np.isin(first[later], mixed)
+        found = [(places[later][fine], stays[fine])]
         for group in mixed:
             members = places[first == group]
             rows = self.tokens.runs(members, self.span)
