@@ -134,17 +134,29 @@ class PretrainLoader:
         return float(max(1, targets))
 
     def stream(self, start: int, stop: int) -> np.ndarray:
-        """Tokens [start, stop) of the run, in the order in which they are read: O(1) at any token, and no
-        matter of batches or ranks. Rows packed to less than `sequence_length` have no such numbers."""
-        length = self.sequence_length
-        assert all(source.packing == "chunk" for source in self.sources), "rows of equal length only"
-        first = start // length
+        """Tokens [start, stop) of the run, in the order in which they are read, whatever packing, batches or
+        ranks: O(1) at any token; of packed rows after one look at the epoch."""
+        if stop <= start:
+            return np.zeros(0, np.int64)
+        first = self._row_with(start)
         parts = [
             np.asarray(shards.tokens[a:b])
-            for source, row in self.rows_of(first, -(-stop // length))
+            for source, row in self.rows_of(first, self._row_with(stop - 1) + 1)
             for shards, a, b in source.pieces(row)
         ]
-        return np.concatenate([*parts, np.zeros(0, np.int64)])[start - first * length :][: stop - start]
+        return np.concatenate(parts)[start - self._tokens_before(first) :][: stop - start]
+
+    def _row_with(self, token: int) -> int:
+        """The row of the run that holds its n-th token: the first one looked at where all rows are of one
+        length."""
+        low = high = token // self.sequence_length
+        while self._tokens_before(high + 1) <= token:
+            high += high - low + 1
+        return bisect_right(range(high + 1), token, low, high + 1, key=self._tokens_before) - 1
+
+    def _tokens_before(self, row: int) -> int:
+        counts = (row,) if self._timetable is None else self._timetable.counts(row)
+        return sum(source.tokens_before(n) for source, n in zip(self.sources, counts, strict=True))
 
     def tokens_of(self, step: int) -> list[int]:
         """Tokens of each source in one step."""

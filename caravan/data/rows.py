@@ -9,7 +9,8 @@ Segments never see each other, however they came to share a row. The k-th row re
 
     feistel(k mod rows, rows, hash(seed, k div rows)),
 
-so no state is kept but k. `best_fit` keeps 24 bytes per piece of a document in memory; `chunk` nothing.
+so no state is kept but k. `best_fit` and `document` keep 24 bytes per piece of a document in memory, and 8
+per row; `chunk` nothing.
 """
 
 from __future__ import annotations
@@ -44,6 +45,8 @@ class Rows:
         self._first = np.searchsorted(bins[order], np.arange(self.rows + 1))
         """Of each row: its first piece."""
         self.tokens = int(sizes.sum())
+        self._epoch, self._read = -1, starts[:0]
+        """Tokens before each row in the order of one epoch: the last one asked for."""
 
     def order(self, number: np.ndarray) -> np.ndarray:
         """Row that is read as the k-th, int64, for each k."""
@@ -74,9 +77,11 @@ class Rows:
         epochs, rest = divmod(number, self.rows)
         if self.packing == "chunk":
             return number * self._length
-        ends = np.concatenate([[0], np.cumsum(self._sizes)])
-        sizes = np.diff(ends[self._first])
-        return epochs * self.tokens + int(sizes[self.order(epochs * self.rows + np.arange(rest))].sum())
+        if self._epoch != epochs:
+            ends = np.concatenate([[0], np.cumsum(self._sizes)])
+            sizes = np.diff(ends[self._first])[self.order(epochs * self.rows + np.arange(self.rows))]
+            self._read, self._epoch = np.concatenate([[0], np.cumsum(sizes)]), epochs
+        return epochs * self.tokens + int(self._read[rest])
 
 
 def pieces_of(ends: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:

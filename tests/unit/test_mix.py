@@ -156,11 +156,20 @@ def test_the_order_is_that_of_one_process_whatever_the_ranks_and_the_moment(pack
         assert got == whole[start * 10 :]
 
 
-def test_resume_at_any_token_and_at_another_batch_size() -> None:
-    run = loader()
+@pytest.mark.parametrize("packing", ["chunk", "best_fit", "document"])
+def test_resume_at_any_token(packing: str) -> None:
+    run = loader(packing)
     flat = [t for step in range(10) for b in run.micro_batches(step, 16) for t in b.ids_N.tolist()]
-    for start, stop in ((0, 1600), (1, 2), (15, 17), (333, 1234), (1599, 1600), (40, 40)):
-        assert loader().stream(start, stop).tolist() == flat[start:stop]
+    end = len(flat)
+    for start, stop in ((0, end), (1, 2), (15, 17), (333, 734), (end - 1, end), (40, 40), (end - 40, end)):
+        assert loader(packing).stream(start, stop).tolist() == flat[start:stop]
+    uneven = Shards(A.tokens, np.r_[9:400:9, 400], 10**6, 0)
+    one = PretrainLoader(uneven, 48, 16, 3, packing=packing)  # type: ignore[arg-type]
+    flat = [t for step in range(50) for b in one.micro_batches(step, 16) for t in b.ids_N.tolist()]
+    assert len(flat) > 3 * one.sources[0].tokens, "several epochs"
+    assert packing == "chunk" or len(flat) < 50 * 48, "rows that are not full"
+    for start in range(0, len(flat) - 7, 83):
+        assert one.stream(start, start + 7).tolist() == flat[start : start + 7]
 
 
 @pytest.mark.parametrize("packing", ["chunk", "best_fit", "document"])
