@@ -20,7 +20,7 @@ from caravan.types import Conversation
 INPUTS = {"raw": "raw", "benchmarks": "raw?"}
 OUTPUT = "conversations"
 USES: dict[str, str] = {}
-VERSION = 3
+VERSION = 4
 
 
 @dataclass(frozen=True, kw_only=True)

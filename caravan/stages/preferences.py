@@ -22,7 +22,7 @@ from caravan.types import Labelled, Message, Ranking
 INPUTS = {"raw": "raw", "benchmarks": "raw?"}
 OUTPUT = "preferences"
 USES: dict[str, str] = {}
-VERSION = 3
+VERSION = 4
 LABELS = ".labels.jsonl"
 """Single answers with a label lie beside the rankings, in train.labels.jsonl and heldout.labels.jsonl."""
 
