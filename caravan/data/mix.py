@@ -72,7 +72,11 @@ def parse(texts: Sequence[str], sources: int, anneal_share: float) -> list[Phase
 
 
 def temperature(tokens: Sequence[int], alpha: float) -> tuple[float, ...]:
-    """Weights ~ tokens^alpha, of sum 1."""
+    """Weights ~ tokens^alpha, of sum 1. Raises UserError for an alpha below 0 or none."""
+    if not 0 <= alpha < math.inf:
+        raise UserError(
+            f"sources cannot be weighed by tokens ^ {alpha}", "give --mix-alpha from 0 on; 1 is by size"
+        )
     raised = [float(n) ** alpha if n else 0.0 for n in tokens]
     return tuple(w / math.fsum(raised) for w in raised)
 

@@ -17,7 +17,7 @@ from caravan.types import Document, UserError
 INPUTS = {"corpus": "corpus"}
 OUTPUT = "corpus"
 USES: dict[str, str] = {}
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -217,3 +217,9 @@ def test_weights_are_of_tokens_however_many_a_row_holds() -> None:
     both = [toy(1, 50, 4), toy(10_001, 50, 12)]
     run = PretrainLoader(both, 64, 16, packing="document", phases=[Phase(1, (1, 1))], steps=10)
     assert run.tokens_read(10) == [30 * 4, 10 * 12]
+
+
+@pytest.mark.parametrize("alpha", [-1.0, float("inf"), float("nan")])
+def test_an_alpha_that_weighs_nothing(alpha: float) -> None:
+    with pytest.raises(UserError, match="cannot be weighed"):
+        temperature([10, 20], alpha)

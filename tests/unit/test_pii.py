@@ -246,3 +246,21 @@ def test_the_stage_replaces_or_drops(tmp_path: Path) -> None:
     for wrong in ({"action": "hide"}, {"action": "pseudonym"}, {"kinds": ("mail",)}):
         with pytest.raises(UserError):
             stage.execute(store, "pii", pii_stage.Config(**wrong), {"corpus": made})
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "value"),
+    [
+        ("联系电话：１３８１２３４５６７８，谢谢。", "phone", "１３８１２３４５６７８"),
+        ("身份证１１０１０５１９４９１２３１００２Ｘ。", "cn_id", "１１０１０５１９４９１２３１００２Ｘ"),
+        ("メール：ａｎｎ＠ｌｉ．ｃｏｍ です", "email", "ａｎｎ＠ｌｉ．ｃｏｍ"),
+        ("邮箱 ann＠mail.example 或", "email", "ann＠mail.example"),
+    ],
+)
+def test_full_width_is_the_same(text: str, kind: str, value: str) -> None:
+    (span,) = pii.find(text)
+    assert (span.kind, text[span.start : span.stop]) == (kind, value)
+    same = pii.placeholder("salt")
+    narrow = "".join(chr(ord(c) - 0xFEE0) if 0xFF01 <= ord(c) <= 0xFF5E else c for c in value)
+    assert same(kind, value) == same(kind, narrow)
+    assert not pii.find("第１２３４页，共五千页")

@@ -223,6 +223,7 @@ def test_limits_can_be_changed_and_rules_left_out() -> None:
         (["gopher_words.why=1"], [], "sets no limit"),
         (["gopher_words.at_least=x"], [], "is not a number"),
         (["gopher_words.at_least=nan"], [], "is not a number"),
+        (["gopher_words.pareto=-9"], [], "is not a number above 0"),
     ):
         with pytest.raises(UserError, match=said):
             rules.changed(rules.load(["gopher"]), limits, off)

@@ -33,6 +33,12 @@ from caravan.types import UserError
 SPACE = r"[\s\v\x1c-\x1f\x{85}\p{Z}]"
 """In RE2, all that Python's `\\s` stands for."""
 ACTIONS = ("replace", "pseudonym", "drop")
+_WIDE = "[０-９]{4}|＠"
+_NARROW = {code: code - 0xFEE0 for code in map(ord, "＠．－＋（）＿")} | {
+    code: code - 0xFEE0
+    for first, last in ("０９", "ＡＺ", "ａｚ")
+    for code in range(ord(first), ord(last) + 1)
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +79,9 @@ def find(text: str, kinds: Sequence[str] = ("auto",)) -> list[Span]:
 
 
 def find_all(texts: Sequence[str], kinds: Sequence[str] = ("auto",)) -> list[list[Span]]:
-    """The spans of every text, as `find` gives them."""
+    """The spans of every text, as `find` gives them. Digits, letters and signs of full width, as Chinese and
+    Japanese keyboards write them, count as what they stand for."""
+    texts = _narrow(texts)
     taken: list[list[Span]] = [[] for _ in texts]
     wanted = chosen(kinds)
     maybe = hinted(texts, "|".join(load(kind).HINT for kind in wanted))
@@ -84,6 +92,18 @@ def find_all(texts: Sequence[str], kinds: Sequence[str] = ("auto",)) -> list[lis
                 if not any(start < other.stop and other.start < stop for other in taken[i]):
                     taken[i].append(Span(kind, start, stop))
     return [sorted(spans, key=lambda span: span.start) for spans in taken]
+
+
+def _narrow(texts: Sequence[str]) -> Sequence[str]:
+    """Character for character, so that places stay."""
+    wide = [i for i, text in enumerate(texts) if not text.isascii()]
+    found = [wide[k] for k in hinted([texts[i] for i in wide], _WIDE)] if wide else []
+    if not found:
+        return texts
+    out = list(texts)
+    for i in found:
+        out[i] = out[i].translate(_NARROW)
+    return out
 
 
 def hinted(texts: Sequence[str], hint: str) -> list[int]:
@@ -115,7 +135,7 @@ def placeholder(salt: str | None = None) -> Callable[[str, str], str]:
         return f"[{load(kind).LABEL}]"
 
     def stable(kind: str, value: str) -> str:
-        same = "".join(value.split()).casefold()
+        same = "".join(value.split()).translate(_NARROW).casefold()
         code = hashlib.blake2b(same.encode("utf-8", "replace"), key=key, digest_size=4).hexdigest()
         return f"[{load(kind).LABEL}_{code}]"
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from caravan.data.pii import SPACE, found_at
 
-LABEL, PRIORITY, VERSION = "ADDRESS", 50, 1
+LABEL, PRIORITY, VERSION = "ADDRESS", 50, 2
 _STREET = (
     r"(?:Street|St|Avenue|Ave|Road|Rd|Boulevard|Blvd|Drive|Dr|Lane|Ln|Court|Ct|Place|Pl|Square|Sq|Terrace|Ter|"
     r"Highway|Hwy|Parkway|Pkwy|Way|Circle|Cir|Trail|Trl|Crescent|Close|Alley|Plaza|Row|Walk|Mews)"

@@ -7,7 +7,7 @@ import datetime
 import re
 from collections.abc import Iterator
 
-LABEL, PRIORITY, VERSION = "CN_ID", 1, 1
+LABEL, PRIORITY, VERSION = "CN_ID", 1, 2
 HINT = "[0-9]{17}"
 _SHAPE = re.compile(
     r"(?<![A-Za-z0-9])(?:1[1-5]|2[1-3]|3[1-7]|4[1-6]|5[0-4]|6[1-5]|71|8[1-3])[0-9]{4}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-LABEL, PRIORITY, VERSION = "CREDIT_CARD", 10, 1
+LABEL, PRIORITY, VERSION = "CREDIT_CARD", 10, 2
 HINT = "[0-9](?:[ -]?[0-9]){11}"
 _SHAPE = re.compile(r"(?<![A-Za-z0-9_.+-])[1-6](?:[ -]?[0-9]){11,18}(?![A-Za-z0-9_]|[.-][0-9])")
 _NETWORKS: tuple[tuple[str, frozenset[int]], ...] = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-LABEL, PRIORITY, VERSION = "EMAIL", 20, 1
+LABEL, PRIORITY, VERSION = "EMAIL", 20, 2
 HINT = "@"
 _ADDRESS = re.compile(
     r"(?<![A-Za-z0-9.!#$%&'*+/=?^_`{|}~-])[A-Za-z0-9_][A-Za-z0-9.!#$%&'*+/=?^_`{|}~-]{0,63}@"

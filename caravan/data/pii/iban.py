@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-LABEL, PRIORITY, VERSION = "IBAN", 2, 1
+LABEL, PRIORITY, VERSION = "IBAN", 2, 2
 HINT = "(?i:[A-Z]{2}[0-9]{2}(?: ?[A-Z0-9]){11})"
 _SHAPE = re.compile(r"(?<![A-Za-z0-9])[A-Z]{2}[0-9]{2}(?: ?[A-Z0-9]){11,30}(?![A-Za-z0-9])", re.IGNORECASE)
 _LENGTHS = {

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from caravan.data.pii import found_at
 
-LABEL, PRIORITY, VERSION = "IP_ADDRESS", 30, 1
+LABEL, PRIORITY, VERSION = "IP_ADDRESS", 30, 2
 HINT = r"[0-9]\.[0-9]{1,3}\.[0-9]{1,3}\.[0-9]|[23][0-9A-Fa-f]{3}:[0-9A-Fa-f:]"
 _OCTET = r"(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
 _V4 = re.compile(rf"(?<![A-Za-z0-9.])(?:{_OCTET}\.){{3}}{_OCTET}(?![A-Za-z0-9]|\.[0-9])")

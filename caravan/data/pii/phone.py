@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from caravan.data.pii import SPACE, found_at
 
-LABEL, PRIORITY, VERSION = "PHONE", 40, 1
+LABEL, PRIORITY, VERSION = "PHONE", 40, 2
 HINT = rf"[0-9](?:(?:[-.()ext]|{SPACE})*[0-9]){{6}}"
 """Seven digits, and what patterns allow between two of them."""
 _BEFORE, _AFTER = r"(?<![A-Za-z0-9_.+/-])", r"(?![A-Za-z0-9_]|[-./][0-9])"

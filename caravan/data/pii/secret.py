@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from caravan.data.pii import SPACE
 
-LABEL, PRIORITY, VERSION = "SECRET", 0, 1
+LABEL, PRIORITY, VERSION = "SECRET", 0, 2
 _BLOCK = re.compile(
     r"-----BEGIN (?P<what>[A-Z ]{0,30})PRIVATE KEY(?: BLOCK)?-----[A-Za-z0-9+/=\s:,.()\\-]{1,20000}?"
     r"-----END (?P=what)PRIVATE KEY(?: BLOCK)?-----"

@@ -180,6 +180,8 @@ def _rule(file: str, row: dict[str, Any], skip: tuple[str, ...]) -> Rule:
     rule = Rule(**given)
     if not rule.limit:
         raise UserError(f"{file}: rule `{rule.name}` has no limit", "say at_least, at_most, one_of or pareto")
+    if rule.pareto is not None and rule.pareto <= 0:
+        raise UserError(f"{file}: {rule.name}.pareto must be above 0, and is {rule.pareto!r}")
     return replace(rule, skip_languages=(*rule.skip_languages, *skip))
 
 
@@ -201,11 +203,12 @@ def changed(sets: Sequence[RuleSet], limits: Sequence[str], off: Sequence[str]) 
             )
         try:
             new: dict[str, Any] = {key: float(value)}
-            if math.isnan(new[key]):  # a limit that everything keeps to
+            if math.isnan(new[key]) or (key == "pareto" and new[key] <= 0):  # everything keeps to these
                 raise ValueError
             there[name] = replace(there[name], **new)
         except ValueError:
-            raise UserError(f"`{value}` in `{text}` is not a number") from None
+            wanted = "a number above 0" if key == "pareto" else "a number"
+            raise UserError(f"`{value}` in `{text}` is not {wanted}") from None
     return [
         replace(rules, rules=tuple(there[r.name] for r in rules.rules if r.name not in off)) for rules in sets
     ]

@@ -11,7 +11,7 @@ import numpy as np
 from caravan.data import pii
 from caravan.data.signals._view import View, ratio
 
-VERSION = 1
+VERSION = 2
 """Raised with that of any kind of span."""
 COLUMNS = {
     "pii_spans": "spans of personal data and secrets of all kinds",
