@@ -71,7 +71,6 @@ def prepare(what: str, files: list[Path]) -> None:
 
 def contend(what: str, who: str, folder: Path, steps: int, threads: int) -> race.Result:
     """One contender, in this process."""
-    import resource
     from collections.abc import Callable, Iterable
 
     import torch
@@ -120,8 +119,8 @@ def contend(what: str, who: str, folder: Path, steps: int, threads: int) -> race
     for tensor in loaded:
         tensor.detach().reshape(-1).view(torch.uint8)[::PAGE].max()
     seconds = time.perf_counter() - start
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"rate": size / seconds / 1e9, "unit": "GB/s", "seconds": seconds, "peak_rss_mb": peak}
+    rate = size / seconds / 1e9
+    return {"rate": rate, "unit": "GB/s", "seconds": seconds, "peak_rss_mb": race.peak_rss_mb()}
 
 
 if __name__ == "__main__":
