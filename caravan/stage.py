@@ -217,17 +217,16 @@ def execute(
     if rank() > 0:
         return _follow(store, question, rt)
     waiting = functools.partial(rt.report, 0, 0, "waiting for another process")
-    with store.work(name, question.key, waiting=waiting) as work:
+    with plain_errors(f"running {name}"), store.work(name, question.key, waiting=waiting) as work:
         if hit := store.find(question.key):  # another process answered while we waited for the lock
             return hit
         (work / "asked.json").write_text(json.dumps(dict(question.asked), indent=1))
         (work / "leader").write_text(_launch())
         attempts = _count_attempt(work)
         start, memory = time.monotonic(), provenance.Memory()
-        with plain_errors(f"running {name}"):
-            facts = question.stage.run(cfg, question.inputs, work / "out", replace(rt, work=work))
-            _copy_metrics(work)
-            seconds, peaks = round(time.monotonic() - start, 3), memory.peak()
+        facts = question.stage.run(cfg, question.inputs, work / "out", replace(rt, work=work))
+        _copy_metrics(work)
+        seconds, peaks = round(time.monotonic() - start, 3), memory.peak()
         record = {
             "stage": name,
             "version": question.stage.VERSION,

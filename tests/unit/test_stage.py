@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
 import os
@@ -137,6 +138,17 @@ def test_a_full_disk_leaves_nothing_and_the_checkpoint(store: Store, monkeypatch
     assert not (run / "out").exists() and (run / "state.json").exists() and not store.ls("corpus")
     monkeypatch.delenv("COUNTING_FAILS")
     assert count(store).manifest["attempts"] == 2
+
+
+def test_a_disk_that_is_full_before_the_stage_begins(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(work: Path) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device", str(work / "attempts"))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stage, "_count_attempt", full)
+        with pytest.raises(UserError, match=r"disk is full while running tiny.counting"):
+            count(store)
+    assert not store.ls("corpus") and count(store).manifest["attempts"] == 1
 
 
 def test_a_bug_in_a_stage_stays_a_bug(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
