@@ -79,7 +79,7 @@ def test_bzip2_with_a_damaged_stream_inside_is_named(tmp_path: Path) -> None:
     """Python's own reader takes what follows a whole stream for padding and loses it without a word."""
     streams = [bytearray(bz2.compress(b"Line %d of the text.\n" % i)) for i in range(3)]
     (tmp_path / "whole.txt.bz2").write_bytes(b"".join(streams))
-    streams[1][:3] = b"XXX"
+    streams[1][:3] = b"bad"
     (tmp_path / "damaged.txt.bz2").write_bytes(b"".join(streams))
     values, problems, _ = read(tmp_path)
     assert [v.text.count("Line") for v in values] == [1, 3]
