@@ -99,6 +99,8 @@ class StepAttention:
     tokens of its sequence see each other in both directions.
     """
 
+    whole = False
+
     def __init__(
         self, lanes: Lanes, rows: Sequence[Row], device: torch.device, prefixes: Sequence[int] | None = None
     ) -> None:

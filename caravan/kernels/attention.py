@@ -172,6 +172,8 @@ class Segments:
     Gradients are exact and no token sees another segment. `lengths` are python integers whose sum is N.
     """
 
+    whole = True
+
     def __init__(
         self,
         lengths: Sequence[int],

@@ -42,6 +42,8 @@ class Attend(Protocol):
     """Per segment, how many of its first tokens see each other in both directions; None: nobody."""
     routed: dict[int, tuple[Tensor, Tensor]]
     """Layer -> (router probabilities [N, X], chosen experts [N, top_k]), put here by MoE layers."""
+    whole: bool
+    """Segments are whole texts; False: parts of texts whose beginnings were computed in earlier passes."""
 
     def __call__(self, index: int, q_NHE: Tensor, k_NKE: Tensor, v_NKV: Tensor, attn: Attn, /) -> Tensor:
         """Attention of layer `index` -> [N, H, V]. Who sees whom and how scores are shaped is said by
