@@ -73,7 +73,7 @@ def report(folder: Path) -> dict[str, Any]:
         page["parameters"]["per token"] = count - memory.idle(spec)
         if labels:
             page["spec"]["head"] = "one score per text" if labels == 1 else f"{labels} labels per text"
-    if isinstance(spec, Spec) and spec.head and not hasattr(family, "MODULE"):
+    if isinstance(spec, Spec) and spec.head and not hasattr(family, "POOL"):
         page["cache"] = {
             "per token": memory.cache(spec, 1),
             "full context": memory.cache(spec, spec.context),
@@ -93,10 +93,11 @@ def _architecture(config: Mapping[str, Any]) -> str:
 
 def _labels(config: Mapping[str, Any], family: Any) -> int:
     """Labels of a reward model or classifier; 0 for others. Where no key counts them there are 2."""
-    kind = (
-        "For" + (family.CLASSIFIER or "").partition("For")[2]
-    )  # also of an alias: MT5ForTokenClassification
-    if family.CLASSIFIER is None or not _architecture(config).endswith(kind):
+    from caravan.model import families
+
+    # the class without its family's name: MT5ForTokenClassification, too
+    kind = "For" + families.classifier(family).partition("For")[2]
+    if not _architecture(config).endswith(kind):
         return 0
     named = config.get("id2label")
     count = config.get("num_labels", len(named) if isinstance(named, dict) else 2)

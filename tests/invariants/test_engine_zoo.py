@@ -16,7 +16,9 @@ from torch import Tensor, nn
 
 from caravan.engine import rollout, score
 from caravan.engine.engine import Engine
+from caravan.kernels.attention import Pairs
 from caravan.model.decoder import Decoder
+from caravan.model.encoders.cpm import Ant, Bee, CpmSpec
 from caravan.model.mixers import knobs
 from caravan.model.spec import FFN, MLA, Attn, Layer, MoE, Norm, Rope, RopeScaling, Spec
 from caravan.types import Completion, Sampling, UserError
@@ -35,6 +37,7 @@ class Slow:
 
     def __post_init__(self) -> None:
         self.routed: dict[int, Any] = {}
+        self.whole = True
 
     def state(self, index: int) -> None:
         return None
@@ -42,7 +45,9 @@ class Slow:
     def keep(self, index: int, state: dict[str, Tensor]) -> None:
         pass
 
-    def __call__(self, index: int, q: Tensor, k: Tensor, v: Tensor, attn: Attn) -> Tensor:
+    def __call__(
+        self, index: int, q: Tensor, k: Tensor, v: Tensor, attn: Attn, pairs: Pairs | None = None
+    ) -> Tensor:
         (n,) = self.lengths
         k, v = (x.repeat_interleave(attn.n_head // attn.n_kv, 1) for x in (k, v))
         scores = torch.einsum("ihe,jhe->hij", q, k) * attn.scale
@@ -51,6 +56,12 @@ class Slow:
         i, j = torch.arange(n)[:, None], torch.arange(n)
         if attn.alibi:
             scores = scores + slopes(attn)[:, None, None] * (j - i) * attn.alibi_scale
+        if pairs is not None:
+            known = pairs.read(pairs.ids_N[None])[0].tolist()
+            for a in range(n):
+                for b in range(n):
+                    of = (torch.tensor([[[x]]]) for x in (b - a, known[a], known[b]))
+                    scores[:, a, b] += pairs.table_XH[int(pairs.row(*of))]
         seen = j <= i
         if attn.window:
             seen = seen & (i - j < attn.window)
@@ -107,6 +118,14 @@ _LATENT = MLA(q_rank=12, kv_rank=10, nope=6, rope=4, v=5)
 _MLA = replace(ATTN, n_kv=6, head_dim=10, rope=Rope(dim=4), mla=_LATENT)
 ZOO["latent"] = replace(SPEC, layers=(replace(LAYER, mixer="mla", attn=_MLA),) * 2)
 _MOE = MoE(n_expert=5, top_k=2, d_ff=12)
+ZOO["bee"] = CpmSpec(
+    vocab=VOCAB, d=24, layers=of(BARE, replace(BARE, n_kv=6)).layers, final_norm=Norm(), max_pos=CONTEXT,
+    buckets=12, segments=20, bos=9, prefix_token=BEGIN, prefix_more=2, embed_scale=24**-0.5,
+)  # fmt: skip
+ZOO["ant"] = CpmSpec(
+    vocab=VOCAB, d=24, layers=of(BARE, replace(BARE, n_kv=6)).layers, final_norm=Norm(), max_pos=CONTEXT,
+    buckets=12, segments=3, type_vocab=3, prompt=5, prompt_kinds=3, prefix_token=BEGIN, tie=False,
+)  # fmt: skip
 ZOO["experts"] = replace(SPEC, layers=(replace(LAYER, ffn=replace(GLU, kind="moe", moe=_MOE)),) * 2)
 
 
@@ -153,7 +172,8 @@ class Leaky(nn.Module):
 def build(spec: Spec, seed: int = 1) -> Decoder:
     """A random model whose choices are far from uniform."""
     torch.manual_seed(seed)
-    model = Decoder(spec)
+    module = (Ant if spec.prompt else Bee) if isinstance(spec, CpmSpec) else Decoder
+    model = module(spec)
     with torch.no_grad():
         for name, p in model.named_parameters():
             if p.dim() == 1 and "bias" not in name:
@@ -184,7 +204,9 @@ def prompts(spec: Spec) -> list[list[int]]:
 @torch.no_grad()
 def slow(model: Decoder, prompt: list[int], new: int) -> Completion:
     ids, logprobs = list(prompt), []
-    prefix = (prompt.index(BEGIN),) if model.spec.prefix_token in prompt else None
+    prefix = None if model.spec.prefix_token is None else (0,)
+    if model.spec.prefix_token in prompt:
+        prefix = (min(len(prompt), prompt.index(BEGIN) + model.spec.prefix_more),)
     for _ in range(new):
         hidden = model(torch.tensor(ids), torch.arange(len(ids)), Slow((len(ids),), prefix))
         logp = model.logits(hidden[-1]).log_softmax(-1)
@@ -261,7 +283,9 @@ def test_recurrent_mixers_go_on_where_they_stopped(name: str) -> None:
     check(lambda: build(replace(SPEC, layers=(layer, *attention, layer))))
 
 
-@pytest.mark.parametrize("name", ["mixed", "alibi softcap", "prefix", "two streams", "capped head", "latent"])
+@pytest.mark.parametrize(
+    "name", ["mixed", "alibi softcap", "prefix", "two streams", "capped head", "latent", "bee", "ant"]
+)
 def test_the_trainer_scores_what_the_sampler_drew(name: str) -> None:
     """Masks, caps, scale, bias and normalised rows of the head: the same numbers on both sides."""
     model = build(ZOO[name])
