@@ -164,7 +164,7 @@ def training(model: Decoder) -> dict[str, Item]:
     }
     found["prefer (DPO and kin)"] = trainee(model)
     with blank():
-        critic = RewardModel(Decoder(replace(model.spec, head=False), model.family))
+        critic = RewardModel(type(model)(replace(model.spec, head=False), model.family))
     policy, value = trainee(model), trainee(critic)
     frozen = weights(model)["bf16"].bytes, weights(critic)["bf16"].bytes
     found["reward"] = value

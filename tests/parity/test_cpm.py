@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from caravan.kernels.attention import Segments
-from caravan.model import checkpoint
+from caravan.model import checkpoint, grow
 from caravan.model.decoder import prefixes
 from caravan.model.encoders.cpm import Graph
 from caravan.model.heads import RewardModel
@@ -202,3 +202,21 @@ def test_a_reward_model_comes_back_as_it_was(kind: str, tmp_path: Path) -> None:
     assert torch.equal(again.scores(batch), want) and want.std() > 0
     with pytest.raises(UserError, match="reward model"):
         checkpoint.load_model(tmp_path / "out")
+
+
+@torch.no_grad()
+def test_a_bee_grows_and_the_tokens_it_reads_by_stay(tmp_path: Path) -> None:
+    model, _ = bee(tmp_path)
+    same = [(i,) for i in range(VOCAB)]
+    grown = grow.resize(model, [*same, (5, 9)], VOCAB + 3)
+    checkpoint.save_model(grown, tmp_path / "out", dtype=torch.float32)
+    again = checkpoint.load_model(tmp_path / "out")
+    assert again.spec.vocab == VOCAB + 3 and again.spec.bos == model.spec.bos
+    ids = cpmbee.ids()
+    assert error(packed(again, ids)[..., :VOCAB], packed(model, ids)) < 1e-6
+    assert torch.allclose(again.embed.weight[VOCAB], model.embed.weight[[5, 9]].mean(0))
+    for at in (model.spec.bos, model.spec.prefix_token):
+        with pytest.raises(UserError, match=f"id {at}"):
+            grow.resize(model, [(i,) if i != at else (0,) for i in range(VOCAB)], VOCAB)
+    with pytest.raises(UserError, match="more than words"):
+        grow.resize(ant(tmp_path / "ant")[1], same, VOCAB)
