@@ -57,11 +57,9 @@ class Slow:
         if attn.alibi:
             scores = scores + slopes(attn)[:, None, None] * (j - i) * attn.alibi_scale
         if pairs is not None:
-            known = pairs.read(pairs.ids_N[None])[0].tolist()
-            for a in range(n):
-                for b in range(n):
-                    of = (torch.tensor([[[x]]]) for x in (b - a, known[a], known[b]))
-                    scores[:, a, b] += pairs.table_XH[int(pairs.row(*of))]
+            known = pairs.read(pairs.ids_N[None])
+            rows = pairs.row(j - i, known[:, :, None], known[:, None])[0]
+            scores = scores + pairs.table_XH[rows].permute(2, 0, 1)
         seen = j <= i
         if attn.window:
             seen = seen & (i - j < attn.window)
@@ -122,6 +120,7 @@ ZOO["bee"] = CpmSpec(
     vocab=VOCAB, d=24, layers=of(BARE, replace(BARE, n_kv=6)).layers, final_norm=Norm(), max_pos=CONTEXT,
     buckets=12, segments=20, bos=9, prefix_token=BEGIN, prefix_more=2, embed_scale=24**-0.5,
 )  # fmt: skip
+ZOO["bee without context"] = replace(ZOO["bee"], prefix_token=-1)
 ZOO["ant"] = CpmSpec(
     vocab=VOCAB, d=24, layers=of(BARE, replace(BARE, n_kv=6)).layers, final_norm=Norm(), max_pos=CONTEXT,
     buckets=12, segments=3, type_vocab=3, prompt=5, prompt_kinds=3, prefix_token=BEGIN, tie=False,
@@ -198,7 +197,7 @@ def recurrent(hybrid: bool) -> Decoder:
 
 
 def prompts(spec: Spec) -> list[list[int]]:
-    return PROMPTS if spec.prefix_token is None else [[*p[:-1], BEGIN, *p[-1:]] for p in PROMPTS]
+    return PROMPTS if spec.prefix_token in (None, -1) else [[*p[:-1], BEGIN, *p[-1:]] for p in PROMPTS]
 
 
 @torch.no_grad()
@@ -298,6 +297,21 @@ def test_the_trainer_scores_what_the_sampler_drew(name: str) -> None:
     with torch.no_grad():
         logp, _ = score.logprobs(model, batch, 0.7)
     assert (logp - torch.cat([per_answer[i] for i in batch.index])).abs().max() < 1e-4
+
+
+def test_a_pair_of_tokens_is_looked_up_in_its_own_text() -> None:
+    """A text writes in the second lane while the first one's prompt is still being read."""
+    model = build(ZOO["bee without context"])
+    engine = Engine(model, max_seqs=2, step_tokens=11, block_size=4)
+    asked = [[*range(10, 50)], [9, 8, 9]]
+    ids = [engine.submit(prompt, Sampling(temperature=0, max_tokens=6)) for prompt in asked]
+    got: dict[int, tuple[list[int], list[float]]] = {id: ([], []) for id in ids}
+    collect(engine, got)
+    assert engine.lanes.order == ids and len(got[ids[1]][0]) == 1 and not got[ids[0]][0]
+    while engine.busy:
+        collect(engine, got)
+    for id, prompt in zip(ids, asked, strict=True):
+        same(Completion(tuple(got[id][0]), tuple(got[id][1]), "length"), slow(model, prompt, 6))
 
 
 def test_what_a_prefix_model_may_share() -> None:
