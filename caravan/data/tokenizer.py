@@ -200,6 +200,11 @@ class Tokenizer:
         definition, kept = pruning.prune(self._definition, used | self.stop_ids)
         return self._like(definition, None), kept
 
+    def alike(self, other: Tokenizer) -> bool:
+        """Whether both cut every text into the same ids, whatever files they come from."""
+        parts = ("model", "added_tokens", "pre_tokenizer", "normalizer")
+        return all(self._definition.get(part) == other._definition.get(part) for part in parts)
+
     def told(self, chat_template: str) -> Tokenizer:
         """The same vocabulary with another chat template (its text)."""
         return Tokenizer(

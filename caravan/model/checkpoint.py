@@ -29,6 +29,7 @@ from caravan.types import UserError
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json", "vocab.json",
     "merges.txt", "added_tokens.json", "tokenizer.model", "spiece.model", "ice_text.model", "qwen.tiktoken",
+    "vocab.txt",
     "preprocessor_config.json", "processor_config.json",
 )  # fmt: skip
 DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
