@@ -71,20 +71,7 @@ def original(path: Path, config: Mapping[str, Any]) -> bytes | None:
 
 def find(path: Path) -> Path:
     """The file that decides ids. Raises UserError."""
-    if path.is_file():
-        return path
-    if (path / "tokenizer.json").is_file():
-        return path / "tokenizer.json"
-    found = [path / name for name in USUAL if (path / name).is_file()][:1]
-    found = found or sorted([*path.glob("*.model"), *path.glob("*.tiktoken")])
-    if not found and (path / "vocab.json").is_file() and (path / "merges.txt").is_file():
-        return path / "vocab.json"
-    found = found or sorted(path.glob("rwkv_vocab*.txt"))
-    model = read_json(path / "config.json") if not found else {}
-    if cpm.kind(model, read_json(path / "tokenizer_config.json")) and (path / "vocab.txt").is_file():
-        return path / "vocab.txt"
-    if model.get("model_type") == "bgpt":
-        return path / "config.json"
+    found = [path] if path.is_file() else candidates(path)
     if len(found) > 1:
         raise UserError(
             f"several tokenizers in {path}: {', '.join(f.name for f in found)}",
@@ -97,6 +84,23 @@ def find(path: Path) -> Path:
             "CPM's vocab.txt",
         )
     return found[0]
+
+
+def candidates(folder: Path) -> list[Path]:
+    """Files of a folder that may decide ids: those of the first format there; none if it has no tokenizer."""
+    if (folder / "tokenizer.json").is_file():
+        return [folder / "tokenizer.json"]
+    found = [folder / name for name in USUAL if (folder / name).is_file()][:1]
+    found = found or sorted([*folder.glob("*.model"), *folder.glob("*.tiktoken")])
+    if not found and (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
+        return [folder / "vocab.json"]
+    found = found or sorted(folder.glob("rwkv_vocab*.txt"))
+    if found:
+        return found
+    model = read_json(folder / "config.json")
+    if cpm.kind(model, read_json(folder / "tokenizer_config.json")) and (folder / "vocab.txt").is_file():
+        return [folder / "vocab.txt"]
+    return [folder / "config.json"] if model.get("model_type") == "bgpt" else []
 
 
 def read_json(path: Path) -> dict[str, Any]:
