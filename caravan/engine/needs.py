@@ -27,7 +27,7 @@ def check_causal(spec: Spec) -> None:
 def cache_positions(spec: Spec, wanted: int) -> int:
     """Positions whose float32 keys and values fill 2 GiB, but no more than `wanted`. Where no layer keeps any
     only the bookkeeping costs memory."""
-    per_position = sum(4 * a.n_kv * (a.head_dim + a.value_dim) for a in spec.attns)
+    per_position = sum(4 * a.kept for a in spec.attns)
     return min(wanted, max(2048, CACHE_BYTES // per_position) if per_position else MOST_POSITIONS)
 
 

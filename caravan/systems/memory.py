@@ -89,7 +89,7 @@ def cache(spec: Spec, tokens: int, width: int = 2) -> int:
     total = 0
     for attn in spec.attns:
         kept = min(tokens, attn.window) if attn.window else tokens
-        total += kept * attn.n_kv * (attn.head_dim + attn.value_dim) * width
+        total += kept * attn.kept * width
     return total
 
 

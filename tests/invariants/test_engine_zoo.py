@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from caravan.engine import rollout, score
 from caravan.engine.engine import Engine
 from caravan.kernels.attention import Pairs
+from caravan.kernels.quantized import QuantLinear
 from caravan.model.decoder import Decoder
 from caravan.model.encoders.cpm import Ant, Bee, CpmSpec
 from caravan.model.mixers import knobs
@@ -357,6 +358,25 @@ def test_a_window_keeps_no_more_than_it_needs() -> None:
             same(got[0], slow(model, prompt, 18))
     assert [keys.shape[2] for keys, _ in engine.lanes.kv.values()] == [72, 32, 80]
     assert engine.stats()["cached_tokens"] >= 48 * 2 + 56 * 3
+
+
+def test_latent_attention_keeps_latents() -> None:
+    """One key head of latent and rotary part, the latent as its value; also where the map that would expand
+    it is quantised, whose products are rounded to bfloat16."""
+    model = build(ZOO["latent"])
+    engine = Engine(model, max_seqs=2)
+    engine.generate(PROMPTS[:2], Sampling(temperature=0, max_tokens=5))
+    for keys, values in engine.lanes.kv.values():
+        assert keys.shape[1::2] == (1, _LATENT.kv_rank + _LATENT.rope) and values.shape[1::2] == (1, 10)
+        assert model.spec.attns[0].kept == keys.shape[3] + values.shape[3]
+    for block in model.blocks:
+        weight = block.mix.kvb.weight.detach()
+        scale = weight.abs().amax(1, keepdim=True) / 127
+        block.mix.kvb = QuantLinear((weight / scale).round().to(torch.int8), scale, 8)
+    got = Engine(model, max_seqs=2).generate(PROMPTS[:2], Sampling(temperature=0, max_tokens=5))
+    for (answer,), prompt in zip(got, PROMPTS, strict=False):
+        truth = slow(model, prompt, 1)
+        assert abs(answer.logprobs[0] - truth.logprobs[0]) < 0.1, "int8 products in bfloat16"
 
 
 def test_a_model_without_a_limit_gets_one() -> None:
