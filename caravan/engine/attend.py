@@ -106,6 +106,9 @@ class StepAttention:
     ) -> None:
         self.lanes = lanes
         self.device = device
+        self.rows = rows
+        self.starts = tuple(row.start for row in rows)
+        """Position of each row's first token."""
         self.lengths = tuple(row.n for row in rows)
         self.prefix = None if prefixes is None else tuple(prefixes)
         self.routed: dict[int, tuple[Tensor, Tensor]] = {}
@@ -147,6 +150,22 @@ class StepAttention:
     def keep(self, index: int, state: dict[str, Tensor]) -> None:
         """The state after each row goes into the row's lane."""
         self.lanes.keep(index, self.lane_R, state)
+
+    def coarse(self, size: int) -> tuple[StepAttention | None, list[int]]:
+        """The `attend` over patches of `size` tokens that end in this step, one position each, and the rows
+        that have such patches, in the order in which it wants them. (None, []) when no patch ends."""
+        ended = {}
+        for at, row in enumerate(self.rows):
+            start = row.start // size
+            count = (row.start + row.n) // size - start
+            if count:
+                ended[at] = Row(row.request, start, count, sample=False)
+        if not ended:
+            return None, []
+        lanes = self.lanes.coarse(size)
+        lanes.reserve(max(row.start + row.n for row in ended.values()))
+        order = sorted(ended, key=lambda at: (ended[at].n > 1, lanes.lane_of[ended[at].request.id]))
+        return StepAttention(lanes, [ended[at] for at in order], self.device), order
 
     def _write(self, pair: Pair, k_NKE: Tensor, v_NKV: Tensor) -> None:
         _, K, C, _ = pair[0].shape

@@ -13,9 +13,11 @@ MOST_POSITIONS = 1 << 20
 
 
 def is_recurrent(spec: Spec) -> bool:
-    """Whether some layer carries a state from token to token. Such a state has no blocks that another
-    sequence could take over, so these models share no prefixes."""
-    return any(layer.attn is None or (layer.ffn and layer.ffn.kind == "rwkv") for layer in spec.layers)
+    """Whether some layer carries a state from token to token, or an unfinished patch is kept. Such a state
+    has no blocks that another sequence could take over, so these models share no prefixes."""
+    return hasattr(spec, "patch_size") or any(
+        layer.attn is None or (layer.ffn and layer.ffn.kind == "rwkv") for layer in spec.layers
+    )
 
 
 def check_causal(spec: Spec) -> None:
@@ -35,8 +37,9 @@ def prefix(spec: Spec, prompt: Sequence[int]) -> int:
 def cache_positions(spec: Spec, wanted: int) -> int:
     """Positions whose float32 keys and values fill 2 GiB, but no more than `wanted`. Where no layer keeps any
     only the bookkeeping costs memory."""
-    per_position = sum(4 * a.n_kv * (a.head_dim + a.value_dim) for a in spec.attns)
-    return min(wanted, max(2048, CACHE_BYTES // per_position) if per_position else MOST_POSITIONS)
+    per_position = sum(4 * a.n_kv * (a.head_dim + a.value_dim) for a in getattr(spec, "cached", spec.attns))
+    room = CACHE_BYTES * getattr(spec, "patch_size", 1)  # models of patches keep one position for each
+    return min(wanted, max(2048, room // per_position) if per_position else MOST_POSITIONS)
 
 
 def regime(spec: Spec) -> Callable[[int], int] | None:

@@ -100,7 +100,7 @@ def load_model(
     """
     config = read_config(folder)
     family = _family(config, folder)
-    if hasattr(family, "POOL") or hasattr(family, "MODULE"):
+    if hasattr(family, "POOL") or not getattr(getattr(family, "MODULE", Decoder), "WRITES", True):
         judge = "`caravan reward --base` takes it" if hasattr(family, "POOL") else "it is for use from Python"
         raise UserError(
             f"{folder}: '{config['model_type']}' is not a language model that reads from left to right",
@@ -349,7 +349,7 @@ def fresh_head(model: Decoder, generator: torch.Generator) -> ScoreHead | Pooled
     """A new scalar head of the family's kind. An encoder that brings a pooling matrix (BERT's) keeps it."""
     family = families.find(model.family)
     if not hasattr(family, "POOL"):
-        if hasattr(family, "MODULE"):
+        if not getattr(getattr(family, "MODULE", Decoder), "WRITES", True):
             raise UserError(f"'{model.family}' cannot be a reward model", "nobody knows a classifier of it")
         return ScoreHead(model.spec.out_dim, generator=generator)
     head = PooledHead(model.spec.d, family.POOL, generator=generator)
