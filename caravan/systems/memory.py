@@ -85,12 +85,13 @@ def weights(model: nn.Module) -> dict[str, Item]:
 
 def cache(spec: Spec, tokens: int, width: int = 2) -> int:
     """Bytes of the keys and values of one sequence of so many tokens; a layer with a window keeps no more
-    than that. `width`: bytes of a number (2 bf16, 4 fp32, which the engine takes on CPUs)."""
+    than that, and a model of patches one position for each. `width`: bytes of a number (2 bf16, 4 fp32, which
+    the engine takes on CPUs)."""
     total = 0
-    for attn in spec.attns:
+    for attn in getattr(spec, "cached", spec.attns):
         kept = min(tokens, attn.window) if attn.window else tokens
         total += kept * attn.n_kv * (attn.head_dim + attn.value_dim) * width
-    return total
+    return total // getattr(spec, "patch_size", 1)
 
 
 class _Probe:
@@ -114,7 +115,9 @@ class _Probe:
 
 def state(spec: Spec) -> int:
     """Bytes of the recurrent state of one sequence in bf16, however long; 0 for attention alone. One layer of
-    each kind is run on one token to see."""
+    each kind is run on one token to see. A model of patches keeps the unfinished one and a vector."""
+    if hasattr(spec, "patch_size"):
+        return 8 * int(spec.patch_size) + 2 * spec.d
     total = 0
     kinds: dict[Layer, int] = {}
     for layer in spec.layers:
@@ -164,7 +167,7 @@ def training(model: Decoder) -> dict[str, Item]:
     }
     found["prefer (DPO and kin)"] = trainee(model)
     with blank():
-        critic = RewardModel(Decoder(replace(model.spec, head=False), model.family))
+        critic = RewardModel(type(model)(replace(model.spec, head=False), model.family))
     policy, value = trainee(model), trainee(critic)
     frozen = weights(model)["bf16"].bytes, weights(critic)["bf16"].bytes
     found["reward"] = value

@@ -118,7 +118,7 @@ class Bgpt(nn.Module):
 
     def _texts(self, ids_N: Tensor, pos_N: Tensor, attend: Any) -> Tensor:
         """Documents from their first byte on."""
-        size, device, rows, start = self.spec.patch_size, ids_N.device, list[int](), 0
+        size, device, start = self.spec.patch_size, ids_N.device, 0
         counts = [n // size for n in attend.lengths]
         x_ND = self.byte.embed(ids_N)
         if any(counts):
@@ -129,8 +129,7 @@ class Bgpt(nn.Module):
             end_C = torch.cat(ends)
             said_CD = self._said(ids_N, end_C, pos_N[end_C] // size, Segments(counts, device))
             x_ND = x_ND.index_copy(0, end_C, said_CD)
-        for length in attend.lengths:
-            rows += _rows(length, 0, size)
+        rows = [row for length in attend.lengths for row in _rows(length, 0, size)]
         return self.byte(None, (pos_N + 1) % size, Segments(rows, device), inputs_embeds=x_ND)
 
     def _said(self, ids_N: Tensor, end_C: Tensor, place_C: Tensor, attend: Any) -> Tensor:
