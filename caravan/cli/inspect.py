@@ -60,22 +60,21 @@ def report(folder: Path) -> dict[str, Any]:
         spec = bare if labels else spec
     model: Any = scored if labels else checkpoint.empty(family, config, spec, folder)
     count = sum(p.numel() for p in model.parameters())
-    one = isinstance(spec, Spec)
-    writes = getattr(family.MODULE, "WRITES", False) if hasattr(family, "MODULE") else one
+    one, two = isinstance(spec, Spec), hasattr(spec, "patch_size")
     page: dict[str, Any] = {
         "folder": str(folder),
         "family": family.__name__.rpartition(".")[2],
         "architecture": _architecture(config) or family.ARCHITECTURE,
-        "spec": _spec(spec) if one else _halves(spec) if writes else _fields(spec),
-        "layers": _layers(spec.layers) if one else _of_both(spec) if writes else [],
+        "spec": _spec(spec) if one else _halves(spec) if two else _fields(spec),
+        "layers": _layers(spec.layers) if one else _of_both(spec) if two else [],
         "parameters": {"all": count, **memory.parts(model)},
         "weights": _items(memory.weights(model)),
     }
-    if one or writes:
-        page["parameters"] |= {"per token": count - memory.idle(spec)} if one else {}
+    if one or two:
+        page["parameters"]["per token"] = count - memory.idle(spec)
         if labels:
             page["spec"]["head"] = "one score per text" if labels == 1 else f"{labels} labels per text"
-    if writes and spec.head:
+    if (one or two) and spec.head and not hasattr(family, "POOL"):
         page["cache"] = {
             "per token": memory.cache(spec, 1),
             "full context": memory.cache(spec, spec.context),

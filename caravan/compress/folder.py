@@ -23,6 +23,7 @@ from caravan.kernels.attention import Segments
 from caravan.kernels.quantized import QuantLinear, expand, pack, packed_names, read_integers, scheme
 from caravan.model import checkpoint, families, fp8, rules, stored
 from caravan.model.decoder import Decoder, prefixes
+from caravan.types import UserError
 
 Report = Callable[[int, int], None]
 
@@ -106,6 +107,8 @@ def by_gptq(
     result: dict[str, Quantised] = {}
     for at, tower in towers(model).items():
         batches = [found for part in _batches(sequences, 4096) for found in _entering(model, tower, part)]
+        if not batches:
+            raise UserError("no calibration text is as long as one patch", "give longer conversations")
         for i, block in enumerate(tower.blocks):
             for name in [n for n in layers if n.startswith(f"{at}blocks.{i}.")]:
                 layer = layers[name]

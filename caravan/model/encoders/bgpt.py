@@ -81,9 +81,28 @@ class BgptSpec(AsDecoder):
         return weights(Bgpt, self)
 
 
+class OneHot(nn.Module):
+    """A linear map of the one-hot symbols of a patch, laid end to end, as a sum of looked-up columns: the
+    zeros need not be multiplied, and Muon takes it for the table it is."""
+
+    def __init__(self, size: int, d: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(d, size * SYMBOLS))
+        nn.init.normal_(self.weight, std=0.02)
+        self.bias = nn.Parameter(torch.zeros(d))
+
+    def forward(self, patch_CP: Tensor) -> Tensor:
+        """[C, P] symbols -> [C, D]."""
+        column_CP = patch_CP + SYMBOLS * torch.arange(patch_CP.shape[1], device=patch_CP.device)
+        return F.embedding(column_CP, self.weight.T).sum(1) + self.bias
+
+
 class Bgpt(nn.Module):
     """Both decoders, with the calling convention of one. Attributes as `Decoder`: spec, family, config,
-    bare, spelling, kept, checkpoint_every."""
+    bare, spelling, kept, checkpoint_every. HEADS: what a reward model goes without; the head is the
+    embedding."""
+
+    HEADS = ()
 
     WRITES = True
     """It reads from left to right: every stage and the engine take it."""
@@ -94,8 +113,9 @@ class Bgpt(nn.Module):
         self.bare = False
         self.spelling: tuple[str, ...] = ()
         self.kept: dict[str, Tensor] = {}
-        self.inp = nn.Linear(spec.patch_size * SYMBOLS, spec.d)
+        self.inp = OneHot(spec.patch_size, spec.d)
         self.patch = Decoder(replace(spec.patch, head=False), "gpt2")
+        self.patch.embed.requires_grad_(False)  # GPT-2's table of one row, which no patch is looked up in
         self.byte = Decoder(replace(spec.byte, head=spec.head), "gpt2")
 
     @property
@@ -135,12 +155,7 @@ class Bgpt(nn.Module):
     def _said(self, ids_N: Tensor, end_C: Tensor, place_C: Tensor, attend: Any) -> Tensor:
         """[C, D]: the vectors that the patches with these last bytes, at these places, say of the next."""
         patch_CP = ids_N[end_C[:, None] + torch.arange(1 - self.spec.patch_size, 1, device=end_C.device)]
-        return self.patch(None, place_C, attend, inputs_embeds=self._onehot(patch_CP))
-
-    def _onehot(self, patch_CP: Tensor) -> Tensor:
-        """The one-hot product as a sum of looked-up columns: the zeros need not be multiplied."""
-        column_CP = patch_CP + SYMBOLS * torch.arange(patch_CP.shape[1], device=patch_CP.device)
-        return F.embedding(column_CP, self.inp.weight.T).sum(1) + self.inp.bias
+        return self.patch(None, place_C, attend, inputs_embeds=self.inp(patch_CP))
 
     def _parts(self, ids_N: Tensor, attend: Any) -> Tensor:
         """Rows that go on where their lanes stopped. The patch decoder reads the patches that become full in
