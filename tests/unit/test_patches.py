@@ -193,7 +193,7 @@ def test_a_reward_model_is_saved_and_loaded(model: Any, tmp_path: Path) -> None:
 OPTIONS: list[dict[str, int]] = [
     {"max_seqs": 2, "block_size": 4, "step_tokens": 6},
     {"max_seqs": 2, "block_size": 3, "step_tokens": 5, "cache_tokens": 30},
-    {"max_seqs": 5, "block_size": 16},
+    {"max_seqs": 6, "block_size": 16},
 ]
 
 
