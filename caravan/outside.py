@@ -135,8 +135,8 @@ def _model(source: Path, kind: str) -> dict[str, Path]:
     }
     if kind == "tokenizer":
         found = {n: p for n, p in found.items() if p.suffix != ".safetensors"}
-        formats = ("tokenizer.json", "merges.txt", "rwkv_vocab", ".model", ".tiktoken")
-        if not any(n.startswith(formats) or n.endswith(formats) for n in found):
+        formats = ("tokenizer.json", "merges.txt", "rwkv_vocab", "vocab.txt", ".model", ".tiktoken")
+        if not any(n.startswith(formats) or n.endswith(formats) for n in found) and not _of_bytes(source):
             raise UserError(
                 f"{source} holds no tokenizer.json", "a tokenizer folder needs one (tokenizers format)"
             )
@@ -152,6 +152,15 @@ def _model(source: Path, kind: str) -> dict[str, Path]:
     if "config.json" not in found:
         raise without_config(source)
     return found
+
+
+def _of_bytes(folder: Path) -> bool:
+    """Whether config.json alone says what the tokenizer is: bGPT reads bytes."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and config.get("model_type") == "bgpt"
 
 
 def without_config(folder: Path) -> UserError:

@@ -94,10 +94,11 @@ def _architecture(config: Mapping[str, Any]) -> str:
 
 def _labels(config: Mapping[str, Any], family: Any) -> int:
     """Labels of a reward model or classifier; 0 for others. Where no key counts them there are 2."""
-    kind = (
-        "For" + (family.CLASSIFIER or "").partition("For")[2]
-    )  # also of an alias: MT5ForTokenClassification
-    if family.CLASSIFIER is None or not _architecture(config).endswith(kind):
+    from caravan.model import families
+
+    # the class without its family's name: MT5ForTokenClassification, too
+    kind = "For" + families.classifier(family).partition("For")[2]
+    if not _architecture(config).endswith(kind):
         return 0
     named = config.get("id2label")
     count = config.get("num_labels", len(named) if isinstance(named, dict) else 2)

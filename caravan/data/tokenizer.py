@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from caravan.data import template
-from caravan.data.vocabulary import extending, merges, pruning, sentencepiece_model, sources, training
+from caravan.data.vocabulary import cpm, extending, merges, pruning, sentencepiece_model, sources, training
 from caravan.data.vocabulary.codec import open_codec
 from caravan.data.vocabulary.splits import SPLITS, name_of
 from caravan.types import UserError
@@ -33,6 +33,7 @@ FILES = (
     "chat_template.jinja",
     "special_tokens_map.json",
     "tokenizer.model",
+    "vocab.txt",
 )
 """What belongs to a tokenizer in a model folder."""
 Kind = Literal["bpe", "sentencepiece", "unigram", "bytes"]
@@ -43,7 +44,8 @@ class Tokenizer:
     """One tokenizer, loaded by `Tokenizer.load` or made by `train`. Ids are Python ints.
 
     `bos`, `eos`, `pad`, `end_of_turn`: ids or None. `stop_ids`: any of them ends an answer.
-    `chat_template`: the checkpoint's own, or ChatML if the tokenizer has its two tokens, or plain headings.
+    `chat_template`: the checkpoint's own, or ChatML if the tokenizer has its two tokens, or CPM-Bee's, or
+    plain headings.
     """
 
     def __init__(
@@ -89,7 +91,7 @@ class Tokenizer:
     # -- reading and writing -------------------------------------------------------------------------------
     @classmethod
     def load(cls, folder: Path | str, chat: str | None = None) -> Tokenizer:
-        """From a folder or one file: tokenizer.json, SentencePiece, tiktoken, GPT-2 or RWKV files
+        """From a folder or one file: tokenizer.json, SentencePiece, tiktoken, GPT-2, RWKV or CPM files
         (`vocabulary/sources.py`). `chat`: a built-in chat template instead of the folder's own. Raises
         UserError."""
         path = Path(folder)
@@ -122,12 +124,15 @@ class Tokenizer:
         (folder / "chat_template.jinja").write_text(self.chat_template, encoding="utf-8")
         if self.original is not None:
             (folder / "tokenizer.model").write_bytes(self.original)
+        if cpm.family_of(self._definition):
+            (folder / "vocab.txt").write_text(cpm.written(self._definition), encoding="utf-8", newline="\n")
 
     def complete(self, folder: Path | str) -> None:
         """Give a model folder what its copied tokenizer files lack: tokenizer.json, if they are of another
         format, and the chat template in use."""
         folder = Path(folder)
-        if not (folder / "tokenizer.json").exists():
+        of_cpm = cpm.family_of(self._definition) is not None
+        if not (folder / "tokenizer.json").exists() or (of_cpm and not (folder / "vocab.txt").exists()):
             self.save(folder)
         config = sources.read_json(folder / "tokenizer_config.json")
         if _template_of(folder, config) != self.chat_template:
@@ -195,6 +200,11 @@ class Tokenizer:
         definition, kept = pruning.prune(self._definition, used | self.stop_ids)
         return self._like(definition, None), kept
 
+    def alike(self, other: Tokenizer) -> bool:
+        """Whether both cut every text into the same ids, whatever files they come from."""
+        parts = ("model", "added_tokens", "pre_tokenizer", "normalizer")
+        return all(self._definition.get(part) == other._definition.get(part) for part in parts)
+
     def told(self, chat_template: str) -> Tokenizer:
         """The same vocabulary with another chat template (its text)."""
         return Tokenizer(
@@ -217,9 +227,10 @@ class Tokenizer:
     def _bytes(self) -> list[bytes]:
         table = [b""] * self.vocab_size
         byte_level = "ByteLevel" in json.dumps(self._definition.get("decoder") or {})
+        of_cpm = cpm.family_of(self._definition) is not None
         added = {t["id"] for t in self._definition.get("added_tokens") or []}
         for text, token in self._vocabulary.items():
-            if token in added or token in self._control:
+            if of_cpm or token in added or token in self._control:
                 table[token] = text.encode()
             elif byte_level:
                 found = merges.as_bytes(text)
@@ -263,6 +274,8 @@ class Tokenizer:
     def _own_template(self) -> str:
         if TURN_START in self.special and TURN_END in self.special:
             return template.CHATML
+        if cpm.family_of(self._definition) and self.special.keys() >= {*_needs("cpm-bee")}:
+            return template.builtin("cpm-bee")
         named = self.token_texts
         closing = named.get("sep_token")
         if "cls_token" in named and closing is not None and named.get("eos_token") in (None, closing):

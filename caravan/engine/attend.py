@@ -11,7 +11,8 @@ a lane, L lanes."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,9 +22,11 @@ from torch import Tensor
 
 from caravan.engine.lanes import Lanes, Pair
 from caravan.engine.scheduler import Row
-from caravan.kernels.attention import alibi_slopes
+from caravan.kernels.attention import Pairs, alibi_slopes
 from caravan.model.spec import Attn
 
+_IDS = -1
+"""The layer under whose number the lanes keep ids, for models with a learned bias for pairs of tokens."""
 _GROUP_WASTE = 1.5
 """Chunks share one padded call while it costs at most this many times their own attention."""
 
@@ -40,15 +43,29 @@ class _Queries:
     """Whether anything is hidden from anybody among the keys asked for."""
     biases: dict[Any, Tensor | None] = field(default_factory=dict)
 
-    def bias(self, attn: Attn, first: int, width: int, ring: int = 0) -> Tensor | None:
+    def bias(
+        self, attn: Attn, first: int, width: int, ring: int = 0, learned: Callable[[], Tensor] | None = None
+    ) -> Tensor | None:
         """[P, 1 or H, T, S] what to add to the scores of keys first .. first + width - 1 (of a ring of so
-        many positions, if it is one): ALiBi, and minus infinity where a key is hidden; None when that is
-        nothing. Equal layers share it."""
+        many positions, if it is one): ALiBi, what `learned` gives, and minus infinity where a key is hidden;
+        None when that is nothing. Equal layers share it."""
         alibi = (attn.alibi_scale, attn.alibi_max, attn.n_head) if attn.alibi else None
-        key = (attn.window, alibi, first, width, ring)
+        key = (attn.window, alibi, first, width, ring, learned is None)
         if key not in self.biases:
-            self.biases[key] = self._bias(attn, first, width, ring)
+            bias = self._bias(attn, first, width, ring)
+            if learned is not None:
+                bias = learned() if bias is None else bias + learned()
+            self.biases[key] = bias
         return self.biases[key]
+
+    def rows(self, pairs: Pairs, ids_PS: Tensor) -> Tensor:
+        """[P, H, T, S] of a learned bias; `ids_PS` are the texts' ids from their first position on."""
+        known_PS = pairs.read(ids_PS)
+        known_PT = known_PS.gather(1, self.pos_PT)
+        back_PTS = torch.arange(ids_PS.shape[1], device=ids_PS.device) - self.pos_PT[:, :, None]
+        row_PTS = pairs.row(back_PTS, known_PT[:, :, None], known_PS[:, None])
+        bias_PTSH = F.embedding(row_PTS.clamp_min(0), pairs.table_XH.float())
+        return bias_PTSH.permute(0, 3, 1, 2).masked_fill(row_PTS[:, None] < 0, float("-inf"))
 
     def _bias(self, attn: Attn, first: int, width: int, ring: int) -> Tensor | None:
         if not self.ragged and not attn.alibi and not ring:
@@ -120,6 +137,7 @@ class StepAttention:
         self.lane_N = self.lane_R.repeat_interleave(torch.tensor(self.lengths, device=device))
         self.pos_N = torch.tensor([p for r in rows for p in range(r.start, r.start + r.n)], device=device)
         self._cells: dict[tuple[int, int], Tensor] = {}
+        self._ids: Tensor | None = None
         if self.singles:
             pos_M = self.pos_N[: self.singles]
             self.dense = used[: self.singles] == list(range(self.singles))
@@ -127,19 +145,23 @@ class StepAttention:
             self.single = _Queries(pos_M[:, None], None, self.newest != self.oldest)
         self.chunks = _plan_chunks(rows, self.singles, lanes, device, self.prefix)
 
-    def __call__(self, index: int, q_NHE: Tensor, k_NKE: Tensor, v_NKV: Tensor, attn: Attn) -> Tensor:
+    def __call__(
+        self, index: int, q_NHE: Tensor, k_NKE: Tensor, v_NKV: Tensor, attn: Attn, pairs: Pairs | None = None
+    ) -> Tensor:
         """[N, H, E] queries, [N, K, E] keys and [N, K, V] values of this step's tokens -> [N, H, V]."""
+        if pairs is not None and self._ids is None:
+            self._ids = self._texts(pairs)
         pair = self.lanes.layer(index, k_NKE, v_NKV, attn.window)
         ring = pair[0].shape[2] if pair[0].shape[2] < self.lanes.capacity else 0
         self._write(pair, k_NKE, v_NKV)
         M = self.singles
         if not self.chunks:
-            return self._attend_singles(pair, ring, q_NHE, attn)
+            return self._attend_singles(pair, ring, q_NHE, attn, pairs)
         out_NHV = q_NHE.new_empty(*q_NHE.shape[:2], v_NKV.shape[-1])
         if M:
-            out_NHV[:M] = self._attend_singles(pair, ring, q_NHE[:M], attn)
+            out_NHV[:M] = self._attend_singles(pair, ring, q_NHE[:M], attn, pairs)
         for chunk in self.chunks:
-            o = _attend_chunk(chunk, pair, ring, q_NHE, k_NKE, v_NKV, attn)
+            o = _attend_chunk(chunk, pair, ring, q_NHE, k_NKE, v_NKV, attn, self._learned(chunk, pairs))
             out_NHV[chunk.at] = o.to(q_NHE.dtype)
         return out_NHV
 
@@ -167,6 +189,25 @@ class StepAttention:
         order = sorted(ended, key=lambda at: (ended[at].n > 1, lanes.lane_of[ended[at].request.id]))
         return StepAttention(lanes, [ended[at] for at in order], self.device), order
 
+    def _texts(self, pairs: Pairs) -> Tensor:
+        """[L, C] ids of every lane's text so far. They lie beside the keys, as one more layer's (float32 is
+        exact for them), so that they move and are shared with them."""
+        assert pairs.ordered, "who sees whom must follow from the order of the text"
+        ids_N11 = pairs.ids_N.view(-1, 1, 1).float()
+        pair = self.lanes.layer(_IDS, ids_N11, ids_N11)
+        self._write(pair, ids_N11, ids_N11)
+        return pair[0][:, 0, :, 0]
+
+    def _learned(self, chunk: _Chunks, pairs: Pairs | None) -> Callable[[], Tensor] | None:
+        """What gives the learned bias of a chunk's rows."""
+        if pairs is None or self._ids is None:
+            return None
+        if chunk.lane_P is None:
+            ids_PS = pairs.ids_N[chunk.take_PT]
+        else:
+            ids_PS = self._ids[:, : chunk.seen].index_select(0, chunk.lane_P).long()
+        return functools.partial(chunk.queries.rows, pairs, ids_PS)
+
     def _write(self, pair: Pair, k_NKE: Tensor, v_NKV: Tensor) -> None:
         _, K, C, _ = pair[0].shape
         cells = self._cells.get((K, C))
@@ -177,7 +218,9 @@ class StepAttention:
         for kept, new in zip(pair, (k_NKE, v_NKV), strict=True):
             kept.flatten(0, 2).index_copy_(0, cells, new.to(kept.dtype).flatten(0, 1))
 
-    def _attend_singles(self, pair: Pair, ring: int, q_MHE: Tensor, attn: Attn) -> Tensor:
+    def _attend_singles(
+        self, pair: Pair, ring: int, q_MHE: Tensor, attn: Attn, pairs: Pairs | None
+    ) -> Tensor:
         """One query per sequence: the G heads that share keys are the rows of one small product."""
         M, H, E = q_MHE.shape
         K = pair[0].shape[1]
@@ -187,31 +230,36 @@ class StepAttention:
             k, v = (kept[:M, :, first:end] for kept in pair)
         else:
             k, v = (kept[:, :, first:end].index_select(0, self.lane_R[:M]) for kept in pair)
-        bias = self.single.bias(attn, first, end - first, ring)
-        if bias is not None and attn.alibi:
+        learned = None
+        if pairs is not None and self._ids is not None:
+            ids_MS = self._ids[:, :end].index_select(0, self.lane_R[:M]).long()
+            learned = functools.partial(self.single.rows, pairs, ids_MS)
+        bias = self.single.bias(attn, first, end - first, ring, learned)
+        if bias is not None and bias.shape[1] == H:
             bias = bias.view(M, K, H // K, -1)
         o = _product(q_MHE.reshape(M, K, H // K, E).to(k.dtype), k, v, bias, attn)
         return o.reshape(M, H, -1).to(q_MHE.dtype)
 
 
 def _attend_chunk(
-    chunk: _Chunks, pair: Pair, ring: int, q_NHE: Tensor, k_NKE: Tensor, v_NKV: Tensor, attn: Attn
-) -> Tensor:
+    chunk: _Chunks, pair: Pair, ring: int, q_NHE: Tensor, k_NKE: Tensor, v_NKV: Tensor, attn: Attn,
+    learned: Callable[[], Tensor] | None,
+) -> Tensor:  # fmt: skip
     """Several queries per sequence, padded to one width -> [real cells, H, V]."""
     q = q_NHE[chunk.take_PT].transpose(1, 2)  # [P, H, T, E]
     shaped = attn.window is not None or attn.alibi or attn.softcap is not None
     if chunk.lane_P is None:
         k, v = (x[chunk.take_PT].transpose(1, 2) for x in (k_NKE, v_NKV))
-        if not shaped and chunk.queries.prefix_P is None:
+        if not shaped and learned is None and chunk.queries.prefix_P is None:
             gqa = q_NHE.shape[1] != k_NKE.shape[1]
             o = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=attn.scale, enable_gqa=gqa)
             return o.transpose(1, 2).flatten(0, 1)[chunk.back]
         q, k, v = q.float(), k.float(), v.float()
-        bias = chunk.queries.bias(attn, 0, chunk.seen)
+        bias = chunk.queries.bias(attn, 0, chunk.seen, learned=learned)
     else:
         k, v = (kept[:, :, : chunk.seen].index_select(0, chunk.lane_P) for kept in pair)
         q = q.to(k.dtype)
-        bias = chunk.queries.bias(attn, 0, k.shape[2], ring)
+        bias = chunk.queries.bias(attn, 0, k.shape[2], ring, learned)
     o = _product(q, k, v, bias, attn)
     return o.transpose(1, 2).flatten(0, 1)[chunk.back]
 

@@ -30,7 +30,7 @@ from caravan.engine.runner import Runner
 from caravan.engine.scheduler import Request, Scheduler
 from caravan.engine.text import TextStream
 from caravan.kernels.attention import Segments
-from caravan.model.decoder import Decoder, prefixes
+from caravan.model.decoder import Decoder, prefix, prefixes
 from caravan.types import Completion, Sampling, UserError
 
 FinishReason = Literal["stop", "length", "abort"]
@@ -107,14 +107,14 @@ class Engine:
             block_size=block_size,
             max_seqs=max_seqs,
             step_tokens=max(step_tokens or 512, max_seqs + block_size),
-            max_context=context,
+            max_context=context + len(model.spec.lead),
             share=not needs.is_recurrent(model.spec),
             regime=needs.regime(model.spec),
         )
         self.scheduler.version = version
         whole = self.scheduler.regime is not None or model.spec.prefix_token is not None
         reach = None if whole else self.scheduler.step_tokens
-        self.lanes = Lanes(max_seqs, blocks, block_size, context, reach)
+        self.lanes = Lanes(max_seqs, blocks, block_size, self.scheduler.max_context, reach)
         self.runner = Runner(model, self.lanes)
         self._active: dict[int, _Active] = {}
         self._lock = threading.RLock()
@@ -148,12 +148,13 @@ class Engine:
                 f"the prompt holds token ids outside 0..{limit - 1}", "check that the tokenizer fits"
             )
         with self._lock:
+            lead = self.model.spec.lead
             request = self.scheduler.add(
-                prompt_ids,
+                [*lead, *prompt_ids] if prompt_ids else [],
                 sampling.max_tokens,
                 salt=salt,
                 share_output=share_output,
-                prefix=needs.prefix(self.model.spec, prompt_ids),
+                prefix=len(lead) + prefix(self.model.spec, prompt_ids),
             )
             wants_text = self.decode is not None and (text or sampling.stop)
             stream = TextStream(self.decode, sampling.stop) if wants_text and self.decode else None

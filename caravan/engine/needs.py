@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from caravan.model.spec import Spec
 from caravan.types import UserError
@@ -24,14 +24,6 @@ def check_causal(spec: Spec) -> None:
     """Raise UserError for models whose tokens see what comes after them."""
     if not all(attn.causal for attn in spec.attns):
         raise UserError("this model reads in both directions and cannot generate", "use it as an encoder")
-
-
-def prefix(spec: Spec, prompt: Sequence[int]) -> int:
-    """First tokens of a prompt that see each other in both directions; 0 for most models, and where the
-    prompt lacks the token that ends them. What is generated never moves that end."""
-    if spec.prefix_token is None or spec.prefix_token not in prompt:
-        return 0
-    return list(prompt).index(spec.prefix_token)
 
 
 def cache_positions(spec: Spec, wanted: int) -> int:

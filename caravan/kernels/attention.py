@@ -12,8 +12,8 @@ capped scores, prefixes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -46,6 +46,24 @@ class Scoring(Protocol):
     def alibi_max(self) -> float: ...
 
 
+@dataclass(frozen=True, slots=True)
+class Pairs:
+    """A learned bias for every pair of tokens: the row of a table that the score of query i and key j takes.
+
+    X rows of the table, P texts side by side, T queries, S keys.
+    """
+
+    table_XH: Tensor
+    ids_N: Tensor
+    """The flat ids of the pass (or numbers that say as much)."""
+    read: Callable[[Tensor], Tensor]
+    """[P, S] ids of texts from their first token on -> [P, S] integers: what is known of each token."""
+    row: Callable[[Tensor, Tensor, Tensor], Tensor]
+    """(j - i, known of i, known of j), broadcasting to [P, T, S] -> rows; below 0 where i must not see j."""
+    ordered: bool = True
+    """What the layer and the prefixes hide stays hidden; False: `row` alone decides."""
+
+
 def alibi_slopes(heads: int, largest: float = 8.0) -> Tensor:
     """[H] fp32 slopes 2^(-largest i / m), i = 1 .. m, for m heads, a power of two. Other numbers of heads
     take every second slope of the next power of two first, then those in between (Press et al. 2021,
@@ -62,6 +80,7 @@ def reference_attention(
     v_NKV: Tensor,
     attn: Scoring,
     prefix: Sequence[int] | None = None,
+    pairs: Pairs | None = None,
 ) -> Tensor:
     """The definition: one segment, one head at a time, scores and softmax in fp32 or wider."""
     H = q_NHE.shape[1]
@@ -78,6 +97,11 @@ def reference_attention(
             hidden = hidden | (i - j >= attn.window)
         if prefix is not None:
             hidden = hidden & ~((i < prefix[s]) & (j < prefix[s]))
+        rows = None
+        if pairs is not None:
+            known = pairs.read(pairs.ids_N[part][None])[0]
+            rows = pairs.row(j - i, known[:, None], known[None])
+            hidden = (hidden & pairs.ordered) | (rows < 0)
         heads = []
         for h in range(H):
             q, k, v = (x[part, y].to(wide) for x, y in ((q_NHE, h), (k_NKE, h // group), (v_NKV, h // group)))
@@ -86,6 +110,8 @@ def reference_attention(
                 scores = attn.softcap * torch.tanh(scores / attn.softcap)
             if attn.alibi:
                 scores = scores + slopes[h] * (j - i)
+            if pairs is not None and rows is not None:
+                scores = scores + pairs.table_XH[rows.clamp_min(0), h].to(wide)
             heads.append(scores.masked_fill(hidden, float("-inf")).softmax(-1) @ v)
         segments.append(torch.stack(heads, 1))
     return torch.cat(segments).to(q_NHE.dtype)
@@ -197,22 +223,37 @@ class Segments:
     def keep(self, index: int, state: dict[str, Tensor]) -> None:
         """In training nothing comes after the last token."""
 
-    def __call__(self, index: int, q_NHE: Tensor, k_NKE: Tensor, v_NKV: Tensor, attn: Scoring) -> Tensor:
+    def __call__(
+        self,
+        index: int,
+        q_NHE: Tensor,
+        k_NKE: Tensor,
+        v_NKV: Tensor,
+        attn: Scoring,
+        pairs: Pairs | None = None,
+    ) -> Tensor:
         """[N, H, E] queries against keys [N, K, E] and values [N, K, V] -> [N, H, V]. The layer's number is
         not needed here."""
         assert q_NHE.shape[0] == self.tokens, (q_NHE.shape, self.tokens)
         if self._cells is None:
-            return self._rows(self.buckets[0], q_NHE, k_NKE, v_NKV, attn)
+            return self._rows(self.buckets[0], q_NHE, k_NKE, v_NKV, attn, pairs)
         cells = [bucket.rows * bucket.width for bucket in self.buckets]
         qkv = [_Spread.apply(x, *self._cells).split(cells) for x in (q_NHE, k_NKE, v_NKV)]
+        own: list[Pairs | None] = [None] * len(cells)
+        if pairs is not None:
+            ids = pairs.ids_N.index_select(0, self._cells[0]).split(cells)
+            own = [replace(pairs, ids_N=of_bucket) for of_bucket in ids]
         parts = [
-            self._rows(bucket, q, k, v, attn) for bucket, q, k, v in zip(self.buckets, *qkv, strict=True)
+            self._rows(bucket, q, k, v, attn, its)
+            for bucket, q, k, v, its in zip(self.buckets, *qkv, own, strict=True)
         ]
         return _Collect.apply(torch.cat(parts), self._cells[1])
 
-    def _rows(self, bucket: Bucket, q: Tensor, k: Tensor, v: Tensor, attn: Scoring) -> Tensor:
-        """[B*T, H, E] -> [B*T, H, V]: attention within each row of a bucket."""
-        if is_plain(attn, bucket.width) and self.prefix is None:
+    def _rows(
+        self, bucket: Bucket, q: Tensor, k: Tensor, v: Tensor, attn: Scoring, pairs: Pairs | None
+    ) -> Tensor:
+        """[B*T, H, E] -> [B*T, H, V]: attention within each row of a bucket, whose cells `pairs` holds."""
+        if pairs is None and self.prefix is None and is_plain(attn, bucket.width):
             if q.device.type == "cpu" and q.dtype in (torch.bfloat16, torch.float32):
                 return Tiled.apply(q, k, v, bucket.rows, attn.scale, None)
             q, k, v = (x.view(bucket.rows, bucket.width, *x.shape[1:]).transpose(1, 2) for x in (q, k, v))
@@ -220,7 +261,14 @@ class Segments:
             o = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=attn.scale, enable_gqa=grouped)
             return o.transpose(1, 2).flatten(0, 1)
         shape = self._shape(bucket, attn, q.shape[1], q.device)
-        return Tiled.apply(q, k, v, bucket.rows, attn.scale, shape)
+        if pairs is None:
+            return Tiled.apply(q, k, v, bucket.rows, attn.scale, shape)
+        if not pairs.ordered:
+            real = torch.tensor([self.lengths[s] for s in bucket.segments] * q.shape[1], device=q.device)
+            shape = replace(shape, causal=False, window=None, lengths_R=real, prefix_R=None, reach=0)
+        known_BT = pairs.read(pairs.ids_N.view(bucket.rows, bucket.width))
+        shape = replace(shape, row=pairs.row, known_BT=known_BT)
+        return Tiled.apply(q, k, v, bucket.rows, attn.scale, shape, pairs.table_XH)
 
     def _shape(self, bucket: Bucket, attn: Scoring, heads: int, device: torch.device) -> Shape:
         slopes = lengths = prefix = None

@@ -10,7 +10,7 @@ the speed of the machine. Tiles nobody sees (above the diagonal, beyond a window
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,6 +42,23 @@ class Shape:
     prefix_R: Tensor | None
     reach: int
     """The longest prefix."""
+    row: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
+    """Which row of a table each pair of tokens takes (kernels.attention.Pairs)."""
+    known_BT: Tensor | None = None
+    """What it goes by, beside the distance."""
+
+    def pairs(self, rows: slice, queries: tuple[int, int], keys: tuple[int, int], heads: int) -> Tensor:
+        """[R, Q, K] where the biases of a tile lie in a flat table [X * heads]; below 0 where there is
+        none."""
+        assert self.row is not None and self.known_BT is not None
+        device = self.known_BT.device
+        i = torch.arange(*queries, device=device)[:, None]
+        j = torch.arange(*keys, device=device)[None]
+        known_q, known_k = self.known_BT[:, slice(*queries), None], self.known_BT[:, None, slice(*keys)]
+        row_BQK = self.row(j - i, known_q, known_k)
+        texts = len(row_BQK)
+        r = torch.arange(heads * texts, device=device)[rows]
+        return row_BQK[r % texts] * heads + (r // texts)[:, None, None]
 
     def keys(self, first: int, end: int, width: int) -> tuple[int, int]:
         """Keys [a, b) outside of which queries [first, end) see nothing."""
@@ -103,7 +120,9 @@ def _probabilities(q: Tensor, k: Tensor, scale: float, hidden: Tensor, tile: Til
     return scores.softmax(-1)
 
 
-def _shaped(q: Tensor, k: Tensor, scale: float, shape: Shape, tile: Tile) -> tuple[Tensor, Tensor | None]:
+def _shaped(
+    q: Tensor, k: Tensor, scale: float, shape: Shape, tile: Tile, table_XH: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
     """Probabilities of a tile of any shape, and the derivative of the cap; scores in fp32 or wider."""
     r, first, end, low, high = tile
     scores = torch.bmm(q[r, first:end], k[r, low:high].transpose(1, 2))
@@ -114,6 +133,9 @@ def _shaped(q: Tensor, k: Tensor, scale: float, shape: Shape, tile: Tile) -> tup
         slope = 1 - bent.square()
         scores = bent * shape.softcap
     scores += shape.bias(r, (first, end), (low, high), scores)
+    if table_XH is not None:
+        at = shape.pairs(r, (first, end), (low, high), table_XH.shape[1])
+        scores += table_XH.flatten()[at.clamp_min(0)].masked_fill_(at < 0, float("-inf"))
     return scores.softmax(-1).to(q.dtype), slope
 
 
@@ -147,13 +169,15 @@ class Tiled(torch.autograd.Function):
 
     Plain causal attention (shape None) rounds scores to the input's type before the softmax, as the usual
     unfused attention does; the softmax itself and all sums are fp32 inside. Backward: dV = P'dO, dP = dO V',
-    dS = P (dP - rowsum(P dP)), times the derivative of the cap, dQ = s dS K, dK = s dS'Q.
+    dS = P (dP - rowsum(P dP)), the gradient of a table's rows is the sum of dS where they were taken; times
+    the derivative of the cap, dQ = s dS K, dK = s dS'Q.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, q_NHE: Tensor, k_NKE: Tensor, v_NKV: Tensor, rows: int, scale: float, shape: Shape | None
-    ) -> Tensor:
+        ctx: Any, q_NHE: Tensor, k_NKE: Tensor, v_NKV: Tensor, rows: int, scale: float, shape: Shape | None,
+        table_XH: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
         repeat = q_NHE.shape[1] // k_NKE.shape[1]
         q = _heads_first(q_NHE, rows)
         k, v = (_heads_first(x, rows, repeat) for x in (k_NKE, v_NKV))
@@ -165,18 +189,22 @@ class Tiled(torch.autograd.Function):
             if shape is None:
                 p = _probabilities(q, k, scale, hidden, tile)
             else:
-                p, _ = _shaped(q, k, scale, shape, tile)
+                p, _ = _shaped(q, k, scale, shape, tile, table_XH)
             out[r, first:end] = torch.bmm(p, v[r, low:high])
             if keep:
                 kept.append(p)
         ctx.rows, ctx.scale, ctx.repeat, ctx.shape = rows, scale, repeat, shape
-        ctx.save_for_backward(q, k, v, hidden, *kept)
+        ctx.save_for_backward(q, k, v, hidden, table_XH, *kept)
         return _tokens_first(out, rows)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, do_NHV: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, hidden, *kept = ctx.saved_tensors
+        q, k, v, hidden, table_XH, *kept = ctx.saved_tensors
+        dtable = None
+        if table_XH is not None:
+            exact = torch.promote_types(table_XH.dtype, torch.float32)
+            dtable = torch.zeros_like(table_XH, dtype=exact).flatten()
         do = _heads_first(do_NHV, ctx.rows)
         single = q.shape[1] <= TILE
         wide = q.dtype if single else torch.promote_types(q.dtype, torch.float32)
@@ -189,10 +217,14 @@ class Tiled(torch.autograd.Function):
             elif ctx.shape is None:
                 p = _probabilities(q, k, ctx.scale, hidden, tile)
             else:
-                p, slope = _shaped(q, k, ctx.scale, ctx.shape, tile)
+                p, slope = _shaped(q, k, ctx.scale, ctx.shape, tile, table_XH)
             g = do[r, first:end]
             dp = torch.bmm(g, v[r, low:high].transpose(1, 2))
-            ds = softmax_gradient(p, dp).mul_(ctx.scale)
+            ds = softmax_gradient(p, dp)
+            if dtable is not None:  # where nothing is seen the gradient is zero, whichever row it goes to
+                at = ctx.shape.pairs(r, (first, end), (low, high), table_XH.shape[1]).clamp_min(0)
+                dtable.scatter_add_(0, at.flatten(), ds.flatten().to(dtable.dtype))
+            ds = ds.mul_(ctx.scale)
             if slope is not None:
                 ds = ds.mul_(slope.to(ds.dtype))
             dq[r, first:end] = torch.bmm(ds, k[r, low:high])
@@ -202,4 +234,6 @@ class Tiled(torch.autograd.Function):
             dk, dv = (x.view(-1, ctx.repeat, ctx.rows * x.shape[1], x.shape[2]).sum(1) for x in (dk, dv))
             dk, dv = (x.view(-1, q.shape[1], x.shape[2]) for x in (dk, dv))
         dq, dk, dv = (_tokens_first(x.to(q.dtype), ctx.rows) for x in (dq, dk, dv))
-        return dq, dk, dv, None, None, None
+        if dtable is not None:
+            dtable = dtable.view_as(table_XH).to(table_XH.dtype)
+        return dq, dk, dv, None, None, None, dtable

@@ -29,13 +29,14 @@ from caravan.types import UserError
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json", "vocab.json",
     "merges.txt", "added_tokens.json", "tokenizer.model", "spiece.model", "ice_text.model", "qwen.tiktoken",
+    "vocab.txt",
     "preprocessor_config.json", "processor_config.json",
 )  # fmt: skip
 DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 
 
 def read_config(folder: Path | str) -> dict[str, Any]:
-    """config.json of a model folder. Raises UserError when it is absent or not JSON."""
+    """config.json of a model folder, with what its family reads beside it. Raises UserError if it is none."""
     path = Path(folder) / "config.json"
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
@@ -45,7 +46,9 @@ def read_config(folder: Path | str) -> dict[str, Any]:
         raise UserError(f"{path} is not JSON: {error}", "download or write it again") from None
     if not isinstance(config, dict):
         raise UserError(f"{path} is not a JSON object")
-    return config
+    kind = str(config.get("model_type"))
+    beside = getattr(families.find(kind), "beside", None) if kind in families.names() else None
+    return {**beside(Path(folder)), **config} if beside else config
 
 
 def load_spec(folder: Path | str) -> Spec:
@@ -96,15 +99,13 @@ def load_model(
 ) -> Decoder:
     """A folder in Hugging Face layout -> Decoder in `dtype` on `device`: a model that writes text.
 
-    Raises UserError for encoders and models of several parts, and as `load_backbone` does.
+    Raises UserError for encoders, and as `load_backbone` does.
     """
     config = read_config(folder)
-    family = _family(config, folder)
-    if hasattr(family, "POOL") or not getattr(getattr(family, "MODULE", Decoder), "WRITES", True):
-        judge = "`caravan reward --base` takes it" if hasattr(family, "POOL") else "it is for use from Python"
+    if hasattr(_family(config, folder), "POOL"):
         raise UserError(
             f"{folder}: '{config['model_type']}' is not a language model that reads from left to right",
-            f"{judge}; see docs/encoders.md",
+            "`caravan reward --base` takes it; see docs/encoders.md",
         )
     return load_backbone(folder, dtype, device)
 
@@ -349,8 +350,6 @@ def fresh_head(model: Decoder, generator: torch.Generator) -> ScoreHead | Pooled
     """A new scalar head of the family's kind. An encoder that brings a pooling matrix (BERT's) keeps it."""
     family = families.find(model.family)
     if not hasattr(family, "POOL"):
-        if not getattr(getattr(family, "MODULE", Decoder), "WRITES", True):
-            raise UserError(f"'{model.family}' cannot be a reward model", "nobody knows a classifier of it")
         return ScoreHead(model.spec.out_dim, generator=generator)
     head = PooledHead(model.spec.d, family.POOL, generator=generator)
     table = rules.of(family)
@@ -376,7 +375,7 @@ def save_reward(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     decoder, head = model.decoder, model.score
-    config = export_config(decoder, dtype, families.find(decoder.family).CLASSIFIER)
+    config = export_config(decoder, dtype, families.classifier(families.find(decoder.family)))
     count = head.count if isinstance(head, PooledHead) else 1
     names = [f"LABEL_{i}" for i in range(count)]
     if count == 1 or len(config.get("id2label") or {}) != count:

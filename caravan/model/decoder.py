@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from caravan.kernels.attention import Pairs
 from caravan.model import ffn as ffns
 from caravan.model import mixers
 from caravan.model.activations import ACTIVATIONS
@@ -45,9 +46,18 @@ class Attend(Protocol):
     whole: bool
     """Segments are whole texts; False: parts of texts whose beginnings were computed in earlier passes."""
 
-    def __call__(self, index: int, q_NHE: Tensor, k_NKE: Tensor, v_NKV: Tensor, attn: Attn, /) -> Tensor:
+    def __call__(
+        self,
+        index: int,
+        q_NHE: Tensor,
+        k_NKE: Tensor,
+        v_NKV: Tensor,
+        attn: Attn,
+        pairs: Pairs | None = None,
+        /,
+    ) -> Tensor:
         """Attention of layer `index` -> [N, H, V]. Who sees whom and how scores are shaped is said by
-        `attn`; the width of values may differ from that of keys."""
+        `attn`, a learned bias by `pairs`; the width of values may differ from that of keys."""
         ...
 
     def state(self, index: int) -> dict[str, Tensor] | None:
@@ -299,13 +309,19 @@ def _way_out(spec: Spec) -> nn.Module | None:
     return nn.Linear(spec.d, spec.embed_dim, bias=False) if spec.embed_dim else None
 
 
+def prefix(spec: Spec, ids: Sequence[int]) -> int:
+    """How many first tokens of a text are read in both directions: those before its first
+    `spec.prefix_token` and `spec.prefix_more` from there on; none where it does not occur."""
+    if spec.prefix_token is None or spec.prefix_token not in ids:
+        return 0
+    return min(len(ids), list(ids).index(spec.prefix_token) + spec.prefix_more)
+
+
 def prefixes(spec: Spec, ids_N: Tensor, lengths: Sequence[int]) -> tuple[int, ...] | None:
-    """How many tokens of each segment are read in both directions: those before its first
-    `spec.prefix_token`, none where it does not occur. None for models without such a token."""
+    """`prefix` of each segment; None for models without such a token."""
     if spec.prefix_token is None:
         return None
-    rows = [row.tolist() for row in ids_N.split(list(lengths))]
-    return tuple(row.index(spec.prefix_token) if spec.prefix_token in row else 0 for row in rows)
+    return tuple(prefix(spec, row.tolist()) for row in ids_N.split(list(lengths)))
 
 
 def _streams(pos_N: Tensor, lengths: Sequence[int], attend: Attend | None, sections: Sequence[int]) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from caravan.model.blank import blank
 from caravan.model.decoder import Decoder
+from caravan.model.encoders.cpm import CpmSpec
 from caravan.types import UserError
 
 TABLES = ("embed.weight", "head.weight", "head.bias", "tied_bias")
@@ -42,12 +43,14 @@ def resize(model: Decoder, sources: Sequence[Sequence[int]], rows: int) -> Decod
             f"{len(sources)} ids of old rows up to {highest} do not fit {spec.vocab} old, {rows} new rows",
             "give the tokenizer that belongs to the model, or more rows",
         )
-    at = spec.prefix_token
-    if at is not None and (at >= len(sources) or list(sources[at]) != [at]):
-        raise UserError(f"id {at} ends the prefix of this model and must keep its place")
+    if len(model.embed.weight) != spec.vocab:
+        raise UserError(f"the table of '{model.family}' holds more than words and cannot be resized")
+    for at in (spec.prefix_token, spec.bos if isinstance(spec, CpmSpec) else None):
+        if at is not None and at >= 0 and (at >= len(sources) or list(sources[at]) != [at]):
+            raise UserError(f"this model reads its texts by id {at}, which must keep its place")
     changed = replace(spec, vocab=rows)
     with blank():
-        result = Decoder(changed, model.family, model.config)
+        result = type(model)(changed, model.family, model.config)
     own = {name: p.detach() for name, p in model.named_parameters()}
     new = {name: grown(p, sources, rows) if name in TABLES else p.clone() for name, p in own.items()}
     result.load_state_dict(new, strict=True, assign=True)

@@ -30,6 +30,7 @@ ALLOWED = [
     "ice_text.model",
     "*.tiktoken",
     "rwkv_vocab*.txt",
+    "vocab.txt",
     "*.jinja",
     "README.md",
     "LICENSE*",

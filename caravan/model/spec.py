@@ -262,12 +262,19 @@ class Spec:
     residual_fp32: bool = False
     """The residual stream is kept in fp32 whatever the weights are."""
     prefix_token: int | None = None
-    """Tokens before the first one of this id see each other in both directions."""
+    """Tokens before the first one of this id see each other in both directions; below 0: no token does."""
+    prefix_more: int = 0
+    """So many tokens from that one on belong to them."""
 
     @property
     def out_dim(self) -> int:
         """Width of what the decoder returns and heads read."""
         return self.embed_dim or self.d
+
+    @property
+    def lead(self) -> tuple[int, ...]:
+        """Ids that the model itself puts in front of every text; none but for CPM-Ant."""
+        return ()
 
     @property
     def attns(self) -> list[Attn]:

@@ -56,24 +56,11 @@ class Prompts:
 def same_vocabulary(policy: Path, reward: Path) -> None:
     """Raise UserError unless both folders cut text into the same ids: the reward model reads the policy's
     ids."""
-    ours, theirs = _vocabulary(policy), _vocabulary(reward)
-    if ours != theirs:
+    if not Tokenizer.load(policy).alike(Tokenizer.load(reward)):
         raise UserError(
             "the reward model's vocabulary differs from the policy's",
             "train the reward model from this policy or a relative of it (`caravan reward --base ...`)",
         )
-
-
-def _vocabulary(folder: Path) -> Any:
-    path = folder / "tokenizer.json"
-    if path.exists():
-        definition = json.loads(path.read_text(encoding="utf-8"))
-        return [definition.get("model"), definition.get("added_tokens"), definition.get("pre_tokenizer")]
-    return [
-        (folder / n).read_text(encoding="utf-8")
-        for n in ("vocab.json", "merges.txt")
-        if (folder / n).exists()
-    ]
 
 
 def load(inputs: Mapping[str, Artefact], cfg: Config, machine: Machine, tok: Tokenizer) -> Models:

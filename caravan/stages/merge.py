@@ -107,6 +107,8 @@ def same_words(first: Path, other: Path) -> None:
 
 def _tokenizer(folder: Path) -> Tokenizer | None:
     """The tokenizer of a folder; None when it has no file of one."""
-    names = ("tokenizer.json", "merges.txt", "tokenizer.model", "spiece.model", "ice_text.model")
+    names = (
+        "tokenizer.json", "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model", "ice_text.model",
+    )  # fmt: skip
     there = any((folder / name).exists() for name in names) or any(folder.glob("*.tiktoken"))
     return Tokenizer.load(folder) if there or any(folder.glob("rwkv_vocab*")) else None

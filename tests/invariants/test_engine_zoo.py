@@ -16,8 +16,10 @@ from torch import Tensor, nn
 
 from caravan.engine import rollout, score
 from caravan.engine.engine import Engine
+from caravan.kernels.attention import Pairs
 from caravan.model.decoder import Decoder
 from caravan.model.encoders.bgpt import Bgpt, BgptSpec
+from caravan.model.encoders.cpm import Ant, Bee, CpmSpec
 from caravan.model.mixers import knobs
 from caravan.model.spec import FFN, MLA, Attn, Layer, MoE, Norm, Rope, RopeScaling, Spec
 from caravan.types import Completion, Sampling, UserError
@@ -37,6 +39,7 @@ class Slow:
 
     def __post_init__(self) -> None:
         self.routed: dict[int, Any] = {}
+        self.whole = True
 
     def state(self, index: int) -> None:
         return None
@@ -44,7 +47,9 @@ class Slow:
     def keep(self, index: int, state: dict[str, Tensor]) -> None:
         pass
 
-    def __call__(self, index: int, q: Tensor, k: Tensor, v: Tensor, attn: Attn) -> Tensor:
+    def __call__(
+        self, index: int, q: Tensor, k: Tensor, v: Tensor, attn: Attn, pairs: Pairs | None = None
+    ) -> Tensor:
         (n,) = self.lengths
         k, v = (x.repeat_interleave(attn.n_head // attn.n_kv, 1) for x in (k, v))
         scores = torch.einsum("ihe,jhe->hij", q, k) * attn.scale
@@ -53,6 +58,10 @@ class Slow:
         i, j = torch.arange(n)[:, None], torch.arange(n)
         if attn.alibi:
             scores = scores + slopes(attn)[:, None, None] * (j - i) * attn.alibi_scale
+        if pairs is not None:
+            known = pairs.read(pairs.ids_N[None])
+            rows = pairs.row(j - i, known[:, :, None], known[:, None])[0]
+            scores = scores + pairs.table_XH[rows].permute(2, 0, 1)
         seen = j <= i
         if attn.window:
             seen = seen & (i - j < attn.window)
@@ -109,6 +118,15 @@ _LATENT = MLA(q_rank=12, kv_rank=10, nope=6, rope=4, v=5)
 _MLA = replace(ATTN, n_kv=6, head_dim=10, rope=Rope(dim=4), mla=_LATENT)
 ZOO["latent"] = replace(SPEC, layers=(replace(LAYER, mixer="mla", attn=_MLA),) * 2)
 _MOE = MoE(n_expert=5, top_k=2, d_ff=12)
+ZOO["bee"] = CpmSpec(
+    vocab=VOCAB, d=24, layers=of(BARE, replace(BARE, n_kv=6)).layers, final_norm=Norm(), max_pos=CONTEXT,
+    buckets=12, segments=20, bos=9, prefix_token=BEGIN, prefix_more=2, embed_scale=24**-0.5,
+)  # fmt: skip
+ZOO["bee without context"] = replace(ZOO["bee"], prefix_token=-1)
+ZOO["ant"] = CpmSpec(
+    vocab=VOCAB, d=24, layers=of(BARE, replace(BARE, n_kv=6)).layers, final_norm=Norm(), max_pos=CONTEXT,
+    buckets=12, segments=3, type_vocab=3, prompt=5, prompt_kinds=3, prefix_token=BEGIN, tie=False,
+)  # fmt: skip
 ZOO["experts"] = replace(SPEC, layers=(replace(LAYER, ffn=replace(GLU, kind="moe", moe=_MOE)),) * 2)
 
 
@@ -155,7 +173,10 @@ class Leaky(nn.Module):
 def build(spec: Any, seed: int = 1) -> Any:
     """A random model whose choices are far from uniform."""
     torch.manual_seed(seed)
-    model = Bgpt(spec) if isinstance(spec, BgptSpec) else Decoder(spec)
+    if isinstance(spec, BgptSpec):
+        model: Any = Bgpt(spec)
+    else:
+        model = ((Ant if spec.prompt else Bee) if isinstance(spec, CpmSpec) else Decoder)(spec)
     with torch.no_grad():
         for name, p in model.named_parameters():
             if p.dim() == 1 and "bias" not in name:
@@ -187,13 +208,15 @@ def patches(size: int) -> BgptSpec:
 
 
 def prompts(spec: Spec) -> list[list[int]]:
-    return PROMPTS if spec.prefix_token is None else [[*p[:-1], BEGIN, *p[-1:]] for p in PROMPTS]
+    return PROMPTS if spec.prefix_token in (None, -1) else [[*p[:-1], BEGIN, *p[-1:]] for p in PROMPTS]
 
 
 @torch.no_grad()
 def slow(model: Decoder, prompt: list[int], new: int) -> Completion:
     ids, logprobs = list(prompt), []
-    prefix = (prompt.index(BEGIN),) if model.spec.prefix_token in prompt else None
+    prefix = None if model.spec.prefix_token is None else (0,)
+    if model.spec.prefix_token in prompt:
+        prefix = (min(len(prompt), prompt.index(BEGIN) + model.spec.prefix_more),)
     for _ in range(new):
         hidden = model(torch.tensor(ids), torch.arange(len(ids)), Slow((len(ids),), prefix))
         logp = model.logits(hidden[-1]).log_softmax(-1)
@@ -275,7 +298,7 @@ def test_patches_are_cached_once_each(size: int) -> None:
     check(lambda: build(patches(size)))
 
 
-SCORED = ["mixed", "alibi softcap", "prefix", "two streams", "capped head", "latent", "patches"]
+SCORED = ["mixed", "alibi softcap", "prefix", "two streams", "capped head", "latent", "bee", "ant", "patches"]
 
 
 @pytest.mark.parametrize("name", SCORED)
@@ -308,6 +331,21 @@ def test_a_model_of_patches_keeps_positions_of_patches() -> None:
     wide = Engine(build(replace(patches(1), patch=replace(patches(1).patch, max_pos=300))), max_seqs=2)
     wide.generate([[i % VOCAB for i in range(n)] for n in (60, 90)], Sampling(max_tokens=50))
     assert [keys.shape[2] for keys, _ in wide.lanes.coarser[1].kv.values()] == [256, 256]
+
+
+def test_a_pair_of_tokens_is_looked_up_in_its_own_text() -> None:
+    """A text writes in the second lane while the first one's prompt is still being read."""
+    model = build(ZOO["bee without context"])
+    engine = Engine(model, max_seqs=2, step_tokens=11, block_size=4)
+    asked = [[*range(10, 50)], [9, 8, 9]]
+    ids = [engine.submit(prompt, Sampling(temperature=0, max_tokens=6)) for prompt in asked]
+    got: dict[int, tuple[list[int], list[float]]] = {id: ([], []) for id in ids}
+    collect(engine, got)
+    assert engine.lanes.order == ids and len(got[ids[1]][0]) == 1 and not got[ids[0]][0]
+    while engine.busy:
+        collect(engine, got)
+    for id, prompt in zip(ids, asked, strict=True):
+        same(Completion(tuple(got[id][0]), tuple(got[id][1]), "length"), slow(model, prompt, 6))
 
 
 def test_what_a_prefix_model_may_share() -> None:

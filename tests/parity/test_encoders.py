@@ -1,5 +1,5 @@
 """Encoders and two-part models beyond the checks of every family: ragged batches against padded ones,
-writing token by token, segment graphs, and an encoder trained and saved as a reward model."""
+writing token by token, and an encoder trained and saved as a reward model."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import json
 import random
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +17,6 @@ from caravan.data.render import render_pair
 from caravan.data.tokenizer import Tokenizer
 from caravan.kernels.attention import Segments
 from caravan.model import checkpoint, families
-from caravan.model.encoders.cpm import Graph
 from caravan.model.encoders.deberta import log_buckets
 from caravan.model.encoders.rows import t5_buckets
 from caravan.stage import Runtime, execute
@@ -29,7 +27,6 @@ from tests.families import (
     TOLERANCE,
     VOCAB,
     bert,
-    cpmant,
     cpmbee,
     deberta,
     deberta_v2,
@@ -198,77 +195,6 @@ def test_a_t5_head_of_its_own_is_read_and_written(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------- CPM
 
 
-@pytest.fixture
-def bee(tmp_path: Path) -> tuple[Any, dict[str, Tensor]]:
-    from safetensors.torch import save_file
-
-    tensors = cpmbee.weights()
-    (tmp_path / "config.json").write_text(json.dumps(cpmbee.BEE))
-    save_file(tensors, tmp_path / "model.safetensors")
-    return checkpoint.load_backbone(tmp_path), tensors
-
-
-@torch.no_grad()
-def test_bees_read_graphs_of_segments(bee: tuple[Any, dict[str, Tensor]]) -> None:
-    model, tensors = bee
-    draw = random.Random(7)
-    lengths = (9, 4, 9)
-    facts, edges = [], []
-    for length in lengths:
-        text = []
-        for at in range(length):
-            sample = 1 if at in (2, 3) and length == 9 else 0
-            count = 1 if sample else 3
-            text.append(
-                {"sub": draw.randrange(3), "context": at < 5, "sample": sample, "count": count,
-                 "segment": min(at // 2, count - 1), "offset": 9 if sample else 0}
-            )  # fmt: skip
-        facts.append(text)
-        edges.append([0, 2, 3, 4, 0, 1, 2, 3, 0, 0])
-    names = {"sub": "sub_N", "context": "context_N", "sample": "sample_N", "segment": "segment_N",
-             "count": "count_N", "offset": "offset_N"}  # fmt: skip
-    flat = [fact for text in facts for fact in text]
-    graph = Graph(
-        **{long: torch.tensor([fact[short] for fact in flat]) for short, long in names.items()},
-        edges=[torch.tensor(table) for table in edges],
-    )
-    texts = rows(lengths)
-    batch = bert.batch(texts)
-    got = model(batch.ids_N, batch.pos_N, Segments(lengths), graph)
-    want = [cpmbee.states(cpmbee.BEE, tensors, *known) for known in zip(texts, facts, edges, strict=True)]
-    assert error(got, torch.cat(want)) < TOLERANCE
-
-
-@torch.no_grad()
-def test_bees_know_words_that_are_not_in_their_table(bee: tuple[Any, dict[str, Tensor]]) -> None:
-    model, tensors = bee
-    hidden = torch.randn(3, 48)
-    words = model.tokens(torch.tensor([5, 9]), torch.tensor([1, 4]))
-    logits = model.logits(hidden, words)
-    table = tensors["cpmbee.input_embedding.weight"]
-    by_hand = [cpmbee.embedded(cpmbee.BEE, table, token, sub) for token, sub in ((5, 1), (9, 4))]
-    torch.testing.assert_close(logits[:, VOCAB:], hidden @ torch.stack(by_hand).T)
-    torch.testing.assert_close(logits[:, :VOCAB], hidden / 48**0.5 @ table.T)
-
-
-@torch.no_grad()
-def test_what_follows_the_prefix_is_not_seen_by_it(tmp_path: Path) -> None:
-    saved(cpmant.CASES[0], tmp_path)
-    model = checkpoint.load_backbone(tmp_path)
-    texts = rows((9, 7))
-    batch = bert.batch(texts)
-    attend = SimpleNamespace(lengths=(9, 7), prefix=(4, 2))
-    before = model(batch.ids_N, batch.pos_N, attend)
-    ids = batch.ids_N.clone()
-    ids[6] += 1
-    after = model(ids, batch.pos_N, attend)
-    changed = (before - after).abs().amax(1) > 1e-6
-    assert changed.tolist() == [False] * 6 + [True] * 3 + [False] * 7
-    ids = batch.ids_N.clone()
-    ids[3] -= 1
-    assert bool(((before - model(ids, batch.pos_N, attend)).abs().amax(1) > 1e-6)[:9].all())
-
-
 # ------------------------------------------------------------------------------------------ reward models
 
 
@@ -413,7 +339,7 @@ def test_early_names_of_norms_are_read(tmp_path: Path) -> None:
 
 
 def test_no_stage_for_writers_takes_an_encoder(tmp_path: Path) -> None:
-    for case in (bert.CASES[0], deberta.CASES[0], t5.CASES[0], cpmant.CASES[0]):
+    for case in (bert.CASES[0], deberta.CASES[0], t5.CASES[0]):
         saved(case, tmp_path)
         with pytest.raises(UserError, match="left to right"):
             checkpoint.load_model(tmp_path)
@@ -439,6 +365,3 @@ def test_complaints_name_what_is_wrong(tmp_path: Path) -> None:
     saved(bert.CASES[2], tmp_path / "bare")
     with pytest.raises(UserError, match=r"classifier\.weight"):
         checkpoint.load_reward(tmp_path / "bare")
-    saved(cpmant.CASES[0], tmp_path / "ant")
-    with pytest.raises(UserError, match="cpmant"):
-        reward.fresh(checkpoint.load_backbone(tmp_path / "ant"), 0)

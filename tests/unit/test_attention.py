@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from caravan.kernels import attention, tiles
-from caravan.kernels.attention import Segments, alibi_slopes, buckets, reference_attention
+from caravan.kernels.attention import Pairs, Segments, alibi_slopes, buckets, reference_attention
 from caravan.kernels.tiles import Tiled
 from caravan.model.spec import Attn
 
@@ -147,6 +147,46 @@ def test_shaped_attention_in_short_floats(shape: str, dtype: torch.dtype, tolera
     qkv = [x.detach() for x in inputs(sum(RAGGED), 6, 2, 8, dtype)]
     want = reference_attention(RAGGED, *(x.double() for x in qkv), knobs(0.3, **SHAPES[shape]))
     assert relative(Segments(RAGGED)(0, *qkv, knobs(0.3, **SHAPES[shape])), want) < tolerance
+
+
+def by_distance_and_kind(ordered: bool) -> Pairs:
+    """A table of 11 rows: one per distance up to 3 within a kind, one per pair of kinds otherwise; kinds are
+    counted along the text, so that a wrong cell shows."""
+    draw = torch.Generator().manual_seed(5)
+    table = torch.randn(11, 6, generator=draw, dtype=torch.float64).requires_grad_()
+    ids = torch.randint(0, 9, (sum(RAGGED),), generator=draw)
+
+    def row(distance: torch.Tensor, i: torch.Tensor, j: torch.Tensor) -> torch.Tensor:
+        rows = torch.where(i == j, distance.clamp(-3, 3) + 3, 7 + 2 * i + j)
+        return rows.masked_fill((distance % 7 == 2) if ordered else (distance == 5), -1)
+
+    return Pairs(table, ids, lambda ids: (ids < 3).cumsum(1) % 2, row, ordered)
+
+
+@pytest.mark.parametrize("shape", ["window", "softcap", "alibi", "prefix", "row alone"])
+@pytest.mark.parametrize("tile", [4, 128])
+def test_a_learned_bias_for_pairs_is_the_reference(
+    shape: str, tile: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In double precision, with the gradient of the table; some pairs are hidden by the row itself."""
+    monkeypatch.setattr(tiles, "TILE", tile)
+    monkeypatch.setattr(tiles, "TILE_CELLS", 50 * tile)
+    monkeypatch.setattr(tiles, "KEEP_LENGTH", 64)
+    attn = knobs(0.3, **SHAPES.get(shape, {}))
+    prefix = tuple(length // 2 for length in RAGGED) if shape == "prefix" else None
+    pairs = by_distance_and_kind(ordered=shape != "row alone")
+    qkv = [x.detach().requires_grad_() for x in inputs(sum(RAGGED), 6, 2, 8, torch.float64)]
+    got = Segments(RAGGED, prefix=prefix)(0, *qkv, attn, pairs)
+    grad = torch.randn(got.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    got.backward(grad)
+    mine = [x.grad for x in (*qkv, pairs.table_XH)]
+    for x in (*qkv, pairs.table_XH):
+        x.grad = None
+    want = reference_attention(RAGGED, *qkv, attn, prefix, pairs)
+    want.backward(grad)
+    assert relative(got, want) < 1e-12
+    for ours, x in zip(mine, (*qkv, pairs.table_XH), strict=True):
+        assert relative(ours, x.grad) < 1e-12
 
 
 def test_a_window_as_wide_as_the_row_is_none() -> None:

@@ -11,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from caravan.model import families, rules
-from caravan.model.encoders.cpm import visible
 from caravan.model.encoders.deberta import log_buckets
 from caravan.model.encoders.rows import Rows, attention, relative, t5_buckets
 from caravan.model.heads import Pool, PooledHead
@@ -96,11 +95,6 @@ def test_attention_is_softmax_of_scaled_and_biased_products() -> None:
     scores = torch.einsum("bqhe,bkhe->bhqk", q, k) * 0.7 + bias
     want = torch.einsum("bhqk,bkhe->bqhe", scores.softmax(-1), v)
     torch.testing.assert_close(attention(q, k, v, bias, 0.7), want)
-
-
-def test_context_is_seen_by_all_and_the_rest_from_behind() -> None:
-    want = [[1, 1, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0], [1, 1, 1, 1]]
-    assert visible(4, 2, torch.device("cpu")).int().tolist() == want
 
 
 def test_a_pooled_head_is_fp32_and_its_bias_is_subtracted() -> None:

@@ -243,6 +243,16 @@ GOLDEN = {
         "<|system|>S</s><|prompter|>",
     ),
     "encoder": ("<s>2+3</s>5</s>", "you?</s>", "<s>S</s>2+3"),
+    "cpm-bee": (
+        "<s><root></s><s>input</s><s>2+3</s><s><ans></s><s>5</s>",
+        "<s>input</s><s>you?</s><s><ans></s><s>",
+        "<s><root></s><s>prompt</s><s>S</s><s>input</s><s>2+3</s>",
+    ),
+    "bgpt": (
+        "txt" + "</s>" * 13 + "### User:\n2+3\n\n### Assistant:\n5</s>\n\n",
+        "### User:\nyou?\n\n### Assistant:\n",
+        "txt" + "</s>" * 13 + "### System:\nS\n\n",
+    ),
     "rwkv": ("User: 2+3\n\nAssistant: 5\n\n", "User: you?\n\nAssistant:", "System: S\n\nUser"),
 }
 """First turn; second turn and generation prompt; how a conversation with a system message begins."""

@@ -398,3 +398,14 @@ def test_stage_extends_and_prunes(tmp_path) -> None:
         made = stage.execute(store, "tokenizer", tokenizer.Config(kind=kind, vocab=420), {"corpus": text})
         assert made.facts["texts_changed"] == 0 and made.facts["unknown"] == 0
         assert (made / "tokenizer.model").exists() == (kind == "unigram")
+
+
+def test_the_same_vocabulary_in_files_of_two_formats_is_one(pieces, tmp_path) -> None:
+    """A checkpoint with its SentencePiece file alone, and what a stage writes from it."""
+    assert pieces.original is not None
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw/tokenizer.model").write_bytes(pieces.original)
+    raw = Tokenizer.load(tmp_path / "raw")
+    raw.save(tmp_path / "written")
+    assert raw.alike(Tokenizer.load(tmp_path / "written"))
+    assert not raw.alike(train([*EN, *ZH], 420)) and not raw.alike(raw.extended(["δοκιμή δοκιμή δοκιμή"], 3))

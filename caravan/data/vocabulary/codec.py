@@ -1,4 +1,4 @@
-"""What turns text into ids underneath a tokenizer: the `tokenizers` library, or our own greedy matcher.
+"""What turns text into ids underneath a tokenizer: the `tokenizers` library, or our own greedy matchers.
 
 A codec never finds a special token in text: it is given a definition in which no text leads to one.
 """
@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import tokenizers
 
-from caravan.data.vocabulary import greedy, merges
+from caravan.data.vocabulary import cpm, greedy, merges
 from caravan.data.vocabulary.normaliser import Normaliser
 from caravan.types import UserError
 
@@ -45,6 +45,8 @@ def open_codec(definition: dict[str, Any], config: dict[str, Any], special: dict
     """The codec of a definition; `special`: texts that must not become their ids. Raises UserError."""
     if greedy.is_greedy(definition):
         return greedy.Greedy(definition)
+    if cpm.family_of(definition):
+        return cpm.Words(definition)
     if config.get("sentencepiece_normalizer"):
         return SentencePieceLike(definition, special)
     return Library(definition, special)

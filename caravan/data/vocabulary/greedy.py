@@ -9,9 +9,9 @@ next two bytes.
 from __future__ import annotations
 
 import ast
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, AnyStr, Generic
 
 from caravan.data.vocabulary import merges
 from caravan.data.vocabulary.definition import BYTE_LEVEL, added_token, whole
@@ -63,6 +63,38 @@ def is_greedy(definition: dict[str, Any]) -> bool:
     )
 
 
+class Longest(Generic[AnyStr]):
+    """At each place the longest entry of a table. Lengths that no entry behind the next two letters has are
+    not tried, so the work is linear in the text."""
+
+    def __init__(self, table: Mapping[AnyStr, int]) -> None:
+        self._table: Mapping[AnyStr, int] = table
+        sizes: dict[AnyStr, set[int]] = {}
+        for data in table:
+            if len(data) > 1:
+                sizes.setdefault(data[:2], set()).add(len(data))
+        self._sizes: dict[AnyStr, list[int]] = {
+            head: sorted(found, reverse=True) for head, found in sizes.items()
+        }
+
+    def __call__(self, data: AnyStr) -> list[int]:
+        """Ids of all of it; -1 for each letter that no entry takes up."""
+        table, sizes = self._table, self._sizes
+        ids: list[int] = []
+        at, none = 0, ()
+        while at < len(data):
+            for size in sizes.get(data[at : at + 2], none):
+                token = table.get(data[at : at + size])
+                if token is not None and at + size <= len(data):
+                    at += size
+                    break
+            else:
+                token = table.get(data[at : at + 1], -1)
+                at += 1
+            ids.append(token)
+        return ids
+
+
 class Greedy:
     """Greedy longest match over UTF-8 bytes."""
 
@@ -73,31 +105,17 @@ class Greedy:
         self._special = {t["id"]: t["content"] for t in definition.get("added_tokens") or []}
         self._vocab |= {text: token for token, text in self._special.items()}
         known = {t: merges.as_bytes(t) for t, i in self._vocab.items() if i not in self._special}
-        self._table = {data: self._vocab[t] for t, data in known.items() if data is not None}
-        self._bytes = {token: data for data, token in self._table.items()}
-        sizes: dict[bytes, set[int]] = {}
-        for data in self._table:
-            if len(data) > 1:
-                sizes.setdefault(data[:2], set()).add(len(data))
-        self._sizes = {head: sorted(found, reverse=True) for head, found in sizes.items()}
+        table = {data: self._vocab[t] for t, data in known.items() if data is not None}
+        self._bytes = {token: data for data, token in table.items()}
+        self._match = Longest(table)
 
     def vocabulary(self) -> dict[str, int]:
         return self._vocab
 
     def encode(self, text: str, begins: bool = True) -> list[int]:
-        data, table, sizes = text.encode(), self._table, self._sizes
-        ids: list[int] = []
-        at, none = 0, ()
-        while at < len(data):
-            for size in sizes.get(data[at : at + 2], none):
-                token = table.get(data[at : at + size])
-                if token is not None and at + size <= len(data):
-                    at += size
-                    break
-            else:
-                token = table[data[at : at + 1]]
-                at += 1
-            ids.append(token)
+        ids = self._match(text.encode())
+        if -1 in ids:
+            raise UserError("the vocabulary lacks an entry for one of the 256 bytes")
         return ids
 
     def encode_many(self, texts: Sequence[str]) -> list[list[int]]:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from caravan.data.vocabulary import merges
+from caravan.data.vocabulary import cpm, merges
 from caravan.types import UserError
 
 
@@ -30,6 +30,9 @@ def prune(definition: dict[str, Any], used: Iterable[int]) -> tuple[dict[str, An
     }
     keep |= {vocab[t] for t in (model.get("unk_token"),) if t in vocab}
     pairs = merges.pairs_of(model.get("merges") or [])
+    family = cpm.family_of(definition)
+    if family:
+        keep |= {vocab[text] for text in cpm.WRITTEN}
     if kind == "Unigram":
         keep |= {i for i in (model.get("unk_id"),) if i is not None}
         # An unknown character costs a fixed amount more than the rarest entry: keep that one.
@@ -52,6 +55,8 @@ def prune(definition: dict[str, Any], used: Iterable[int]) -> tuple[dict[str, An
             for left, right in pairs
             if all(vocab.get(t) in new for t in (left, right, left + right))
         ]
+    if family:
+        return cpm.definition(changed["vocab"], family), kept
     added = [{**t, "id": new[t["id"]]} for t in definition.get("added_tokens") or []]
     after = _renumbered(definition.get("post_processor"), new.__getitem__)
     return {**definition, "model": changed, "added_tokens": added, "post_processor": after}, kept

@@ -1,7 +1,8 @@
 """Finds the tokenizer in a folder, whatever its format, and reads it into one `tokenizer.json` definition.
 
 In this order: `tokenizer.json`; a SentencePiece `.model`; tiktoken ranks (`.tiktoken`, or a `.model` that is
-text); GPT-2's `vocab.json` with `merges.txt`; RWKV's `rwkv_vocab*.txt`.
+text); GPT-2's `vocab.json` with `merges.txt`; RWKV's `rwkv_vocab*.txt`; CPM-Bee's and CPM-Ant's `vocab.txt`.
+A bGPT model needs no file: its ids are bytes.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from typing import Any
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers
 
-from caravan.data.vocabulary import greedy, sentencepiece_model, tiktoken_ranks
+from caravan.data import template
+from caravan.data.vocabulary import cpm, greedy, sentencepiece_model, tiktoken_ranks, training
 from caravan.data.vocabulary.definition import BYTE_LEVEL, added_token, split
 from caravan.data.vocabulary.splits import SPLITS
 from caravan.types import UserError
@@ -35,10 +37,14 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     folder = path if path.is_dir() else path.parent
     config = {**read_json(folder / "special_tokens_map.json"), **read_json(folder / "tokenizer_config.json")}
     file = find(path)
-    if file.suffix == ".json" and file.name != "vocab.json":
+    if file.suffix == ".json" and file.name not in ("vocab.json", "config.json"):
         return read_json(file), config
     if file.name == "vocab.json":
         definition, defaults = _gpt2(folder, config)
+    elif file.name == "vocab.txt":
+        definition, defaults = _cpm(file, config)
+    elif file.name == "config.json":
+        definition, defaults = _bytes_of_bgpt(read_json(file))
     elif file.suffix == ".txt":
         definition, defaults = greedy.read(file)
     else:
@@ -47,7 +53,8 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
             definition, defaults = tiktoken_ranks.read(data, file, config)
         else:
             definition, defaults = _sentencepiece(data, file, config)
-    defaults["tokenizer_class"] = "PreTrainedTokenizerFast"  # the class it names reads the original files
+    # The class that config names reads the original files.
+    defaults = {"tokenizer_class": "PreTrainedTokenizerFast", **defaults}
     config.pop("tokenizer_class", None)
     config.pop("auto_map", None)
     _add(definition, {**read_json(folder / "added_tokens.json"), **_decoder_of(config)})
@@ -64,15 +71,7 @@ def original(path: Path, config: Mapping[str, Any]) -> bytes | None:
 
 def find(path: Path) -> Path:
     """The file that decides ids. Raises UserError."""
-    if path.is_file():
-        return path
-    if (path / "tokenizer.json").is_file():
-        return path / "tokenizer.json"
-    found = [path / name for name in USUAL if (path / name).is_file()][:1]
-    found = found or sorted([*path.glob("*.model"), *path.glob("*.tiktoken")])
-    if not found and (path / "vocab.json").is_file() and (path / "merges.txt").is_file():
-        return path / "vocab.json"
-    found = found or sorted(path.glob("rwkv_vocab*.txt"))
+    found = [path] if path.is_file() else candidates(path)
     if len(found) > 1:
         raise UserError(
             f"several tokenizers in {path}: {', '.join(f.name for f in found)}",
@@ -81,9 +80,27 @@ def find(path: Path) -> Path:
     if not found:
         raise UserError(
             f"no tokenizer in {path}: tokenizer.json is missing",
-            "also read: a SentencePiece .model, tiktoken ranks, vocab.json with merges.txt, rwkv_vocab*.txt",
+            "also read: a SentencePiece .model, tiktoken ranks, vocab.json with merges.txt, rwkv_vocab*.txt, "
+            "CPM's vocab.txt",
         )
     return found[0]
+
+
+def candidates(folder: Path) -> list[Path]:
+    """Files of a folder that may decide ids: those of the first format there; none if it has no tokenizer."""
+    if (folder / "tokenizer.json").is_file():
+        return [folder / "tokenizer.json"]
+    found = [folder / name for name in USUAL if (folder / name).is_file()][:1]
+    found = found or sorted([*folder.glob("*.model"), *folder.glob("*.tiktoken")])
+    if not found and (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
+        return [folder / "vocab.json"]
+    found = found or sorted(folder.glob("rwkv_vocab*.txt"))
+    if found:
+        return found
+    model = read_json(folder / "config.json")
+    if cpm.kind(model, read_json(folder / "tokenizer_config.json")) and (folder / "vocab.txt").is_file():
+        return [folder / "vocab.txt"]
+    return [folder / "config.json"] if model.get("model_type") == "bgpt" else []
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -142,6 +159,27 @@ def _add(definition: dict[str, Any], tokens: Mapping[str, Any]) -> None:
         elif token == len(vocab):
             vocab.append([text, 0.0])
     definition["added_tokens"].sort(key=lambda t: t["id"])
+
+
+def _cpm(file: Path, config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    family = cpm.kind(read_json(file.parent / "config.json"), config)
+    if family is None:
+        raise UserError(
+            f"{file}: no file beside it says that it is CPM-Bee's or CPM-Ant's; BERT's are not read",
+            "keep it with the model's config.json or tokenizer_config.json; or use a tokenizer.json",
+        )
+    return cpm.read(file, family)
+
+
+def _bytes_of_bgpt(model: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Bytes, and 256 for the end (sanderwood/bgpt, utils.py). Its documents begin with a patch that names the
+    kind of file, which the chat template puts there."""
+    definition, config = training.single_bytes((END_OF_TEXT,))
+    size = model.get("patch_size", 16)
+    if not isinstance(size, int) or size < 1:
+        raise UserError(f"config.json: patch_size is {size!r}, which is no number of bytes")
+    written = template.builtin("bgpt").replace("patch = 16", f"patch = {size}")
+    return definition, {**config, "bos_token": None, "chat_template": written}
 
 
 def _gpt2(folder: Path, config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -104,9 +104,6 @@ class Bgpt(nn.Module):
 
     HEADS = ()
 
-    WRITES = True
-    """It reads from left to right: every stage and the engine take it."""
-
     def __init__(self, spec: BgptSpec, family: str = "bgpt", config: dict[str, Any] | None = None) -> None:
         super().__init__()
         self.spec, self.family, self.config = spec, family, dict(config or {})

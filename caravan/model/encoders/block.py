@@ -73,6 +73,7 @@ class AsDecoder:
     """What a spec of its own answers as `Spec` does, for those who take either."""
 
     __slots__ = ()
+    lead: ClassVar[tuple[int, ...]] = ()
     prefix_token: ClassVar[None] = None
     """No token of the text says what is context."""
 

@@ -1,18 +1,25 @@
-"""CPM-Ant and CPM-Bee (OpenBMB 2022, 2023): pre-norm layers whose scores carry a learned bias per bucket of
-relative position, and per pair of segments where two tokens belong to different ones.
+"""CPM-Ant and CPM-Bee (OpenBMB 2022, 2023): the one decoder with a learned bias per bucket of relative
+position, and per pair of segments where two tokens belong to different ones.
 
-Both read their context in both directions and write causally behind it: key j is visible to query i if j is
-context, or if i is not and j <= i. `attend.prefix` says how many tokens at the head of each segment are
-context; without it CPM-Ant takes everything as context (as transformers does) and CPM-Bee nothing.
+Both read their context in both directions and write causally behind it. Which tokens are context is said by
+`attend.prefix`, as for every prefix model; a pass without one takes everything as context for CPM-Ant (as
+transformers does) and nothing for CPM-Bee.
 
-CPM-Ant puts learned prompt rows in front of every text. CPM-Bee has none; it turns each embedding by a
-token's number among its like (`sub`), and its segments form a graph whose edges choose the bias.
+CPM-Ant has learned prompt rows in front of every text: in a pass over whole texts they are put there and cut
+off again, in generation the engine does that (`CpmSpec.lead`).
 
-N flat tokens, D width, V vocabulary, S flat segments, B rows of one group, T tokens of a row, H heads.
+CPM-Bee reads objects, one segment per key and per text, each beginning with `<s>`: `<s><root></s>`, then
+`<s>key</s><s>text</s>` over and over. How two segments stand to each other (up and down the tree) chooses the
+bias between their tokens. Here a text's segments are counted from its `<s>`; what is written behind the key
+`<ans>` is the answer, and what stands before it the context. `Graph` says all of it by hand, for objects in
+objects and examples in context. `sub`, a token's number among its like, turns its embedding.
+
+N flat tokens, D width, V vocabulary, P texts side by side, T queries, S keys.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,22 +28,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from caravan.model.encoders.block import AsDecoder, Block, weights
-from caravan.model.encoders.rows import Rows, relative, t5_buckets
-from caravan.model.norms import make_norm
-from caravan.model.spec import Layer, Norm
+from caravan.kernels.attention import Pairs, Segments
+from caravan.model.decoder import Attend, Decoder
+from caravan.model.encoders.block import weights
+from caravan.model.encoders.rows import t5_buckets
+from caravan.model.spec import Attn, Spec
+
+DEPTH = 8
+"""Steps up and down between two segments are counted to 7."""
+FLAT_EDGES = 2 * DEPTH + 3
+"""Rows of the bias table that the segments of a flat object need."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CpmSpec(AsDecoder):
-    """A whole CPM-Ant (`prompt` > 0) or CPM-Bee."""
+class CpmSpec(Spec):
+    """A whole CPM-Ant (`prompt` > 0) or CPM-Bee. Distances from `max_pos` on share one bucket; it is taken as
+    the longest sequence."""
 
-    vocab: int
-    d: int
-    layers: tuple[Layer, ...]
-    final_norm: Norm
-    max_pos: int
-    """Distances from here on share one bucket; taken as the longest sequence."""
     buckets: int
     """Rows of the bias table for positions, both directions together."""
     segments: int
@@ -47,9 +55,14 @@ class CpmSpec(AsDecoder):
     """CPM-Ant: sets of prompt rows behind the vocabulary; the third is used."""
     distance_scale: float = 16.0
     """CPM-Bee: angle per `sub`."""
-    tie: bool = False
-    head: bool = True
-    """False: no output head (reward models)."""
+    bos: int | None = None
+    """CPM-Bee: id of `<s>`, with which a segment begins; None: a text is one segment."""
+
+    @property
+    def lead(self) -> tuple[int, ...]:
+        """Ids of the prompt rows."""
+        first = self.vocab + 2 * self.prompt
+        return tuple(range(first, first + self.prompt))
 
     @property
     def parameters(self) -> int:
@@ -57,75 +70,73 @@ class CpmSpec(AsDecoder):
         return weights(Ant if self.prompt else Bee, self)
 
 
-def visible(length: int, prefix: int, device: torch.device) -> Tensor:
-    """[T, T] whether a key is visible: context in both directions, what follows it causally."""
-    at = torch.arange(length, device=device)
-    return (at < prefix) | (at <= at[:, None])
+class _Biased:
+    """An `attend` whose calls carry a learned bias."""
+
+    def __init__(self, attend: Attend, pairs: Pairs) -> None:
+        self.attend, self.pairs = attend, pairs
+        self.lengths, self.prefix, self.routed = attend.lengths, attend.prefix, attend.routed
+        self.whole = attend.whole
+        self.state, self.keep = attend.state, attend.keep
+
+    def __call__(
+        self, index: int, q_NHE: Tensor, k_NKE: Tensor, v_NKV: Tensor, attn: Attn, pairs: Pairs | None = None
+    ) -> Tensor:
+        return self.attend(index, q_NHE, k_NKE, v_NKV, attn, self.pairs)
 
 
-class Ant(nn.Module):
-    """CPM-Ant, with the decoder's calling convention. Attributes as `Decoder`: spec, family, config, bare,
-    kept."""
+class Ant(Decoder):
+    """CPM-Ant."""
 
     TEXT = 2
     """Segment type of the text; prompt rows have 0."""
+    spec: CpmSpec
 
     def __init__(self, spec: CpmSpec, family: str = "cpmant", config: dict[str, Any] | None = None) -> None:
-        super().__init__()
-        self.spec, self.family, self.config = spec, family, dict(config or {})
-        self.bare = False
-        self.kept: dict[str, Tensor] = {}
-        attn = spec.layers[0].attn
-        assert attn is not None
+        super().__init__(spec, family, config)
         self.embed = nn.Embedding(spec.vocab + spec.prompt_kinds * spec.prompt, spec.d)
-        self.seg = nn.Embedding(spec.segments, spec.d)
-        self.rel = nn.Parameter(torch.zeros(spec.buckets + spec.segments**2, attn.n_head))
-        self.blocks = nn.ModuleList(Block(spec.d, layer) for layer in spec.layers)
-        self.norm = make_norm(spec.d, spec.final_norm)
-        self.head = nn.Linear(spec.d, spec.vocab, bias=False) if spec.head and not spec.tie else None
+        self.rel = nn.Parameter(torch.zeros(spec.buckets + spec.segments**2, spec.attns[0].n_head))
 
-    def forward(self, ids_N: Tensor, pos_N: Tensor, attend: Any) -> Tensor:
-        """Flat ids -> [N, D]; the prompt rows are put in front and cut off again."""
-        spec, device = self.spec, ids_N.device
-        first = spec.vocab + 2 * spec.prompt
-        prompt_P = torch.arange(first, first + spec.prompt, device=device)
+    def forward(
+        self,
+        ids_N: Tensor | None,
+        pos_N: Tensor,
+        attend: Attend,
+        inputs_embeds: Tensor | None = None,
+        types_N: Tensor | None = None,
+    ) -> Tensor:
+        """Flat ids -> [N, D]; whole texts get their prompt rows here. Segment types follow from the ids."""
+        assert ids_N is not None and inputs_embeds is None and types_N is None
+        if not attend.whole:
+            return self._read(ids_N, pos_N, attend)
+        device, lead = ids_N.device, self.spec.lead
+        lead_P = torch.tensor(lead, device=device)
         texts = ids_N.split(list(attend.lengths))
-        whole_M = torch.cat([part for text in texts for part in (prompt_P, text)])
-        lengths = [length + spec.prompt for length in attend.lengths]
-        prefix = getattr(attend, "prefix", None) or attend.lengths
-        rows = Rows(lengths, device, keys=prefix)
-        is_text = [at >= spec.prompt for n in lengths for at in range(n)]
-        text_M = torch.tensor(is_text, device=device)
+        whole_M = torch.cat([part for text in texts for part in (lead_P, text)])
+        lengths = [len(lead) + length for length in attend.lengths]
+        prefix = attend.lengths if attend.prefix is None else attend.prefix
+        both = Segments(lengths, device, tuple(len(lead) + n for n in prefix))
         # python integers: a mask as index would wait for the device
-        kept_N = torch.tensor([m for m, text in enumerate(is_text) if text], device=device)
-        x_MD = self.embed(whole_M) + self.seg(text_M.long() * self.TEXT)
-        bias = [self.bias(n, prefix[group[0]]) for n, group in zip(rows.lengths, rows.groups, strict=True)]
-        for block in self.blocks:
-            x_MD = block(x_MD, rows, bias)
-        return self.norm(x_MD)[kept_N]
+        ends = zip(itertools.accumulate(lengths), attend.lengths, strict=True)
+        kept = [m for end, n in ends for m in range(end - n, end)]
+        return self._read(whole_M, whole_M, both)[torch.tensor(kept, device=device)]
 
-    def bias(self, length: int, prefix: int) -> Tensor:
-        """[H, T, T] to add to the scores of a prompt and a text, `length` together."""
-        spec, device = self.spec, self.rel.device
-        kind_T = (torch.arange(length, device=device) >= spec.prompt).long() * self.TEXT
-        near_TT = t5_buckets(relative(length, length, device), spec.buckets, spec.max_pos, both=True)
-        pair_TT = spec.buckets + kind_T[:, None] * spec.segments + kind_T
-        row_TT = torch.where(kind_T[:, None] == kind_T, near_TT, pair_TT)
-        hidden = ~visible(length, spec.prompt + prefix, device)
-        return F.embedding(row_TT, self.rel).permute(2, 0, 1).masked_fill(hidden, float("-inf"))
+    def _read(self, ids_M: Tensor, pos_M: Tensor, attend: Attend) -> Tensor:
+        pairs = Pairs(self.rel, ids_M, self._types, self._row)
+        return super().forward(ids_M, pos_M, _Biased(attend, pairs), types_N=self._types(ids_M))
 
-    def head_weight(self) -> Tensor:
-        """[V, D] rows of the output head."""
-        return self.embed.weight[: self.spec.vocab] if self.head is None else self.head.weight
+    def _types(self, ids: Tensor) -> Tensor:
+        return (ids < self.spec.vocab).long() * self.TEXT
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """[..., D] -> [..., V]."""
-        return F.linear(hidden, self.head_weight())
+    def _row(self, distance: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        spec = self.spec
+        near = t5_buckets(distance, spec.buckets, spec.max_pos, both=True)
+        return torch.where(q == k, near, spec.buckets + q * spec.segments + k)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Graph:
-    """What CPM-Bee knows about its tokens beyond their ids, flat [N] like them.
+    """What CPM-Bee's data format knows about tokens beyond their ids, flat [N] like them.
 
     Two tokens of one sample get the edge `edges[segment_i * count_i + segment_j + offset_i]` of their
     sequence's table: 0 means the same segment (position buckets apply), k > 0 the k-th kind of edge. Tokens
@@ -145,86 +156,84 @@ class Graph:
     edges: Sequence[Tensor]
     """Per sequence, its flat table of edge kinds."""
 
-    @staticmethod
-    def plain(lengths: Sequence[int], prefix: Sequence[int] | None, device: torch.device) -> Graph:
-        """One sample of one segment each; the first `prefix` tokens are context."""
-        zero_N = torch.zeros(sum(lengths), dtype=torch.int64, device=device)
-        context = [torch.arange(n, device=device) < p
-                   for n, p in zip(lengths, prefix or [0] * len(lengths), strict=True)]  # fmt: skip
-        return Graph(
-            sub_N=zero_N, context_N=torch.cat(context), sample_N=zero_N, segment_N=zero_N,
-            count_N=zero_N + 1, offset_N=zero_N, edges=[zero_N[:1]] * len(lengths),
-        )  # fmt: skip
+    def pairs(self, table_XH: Tensor, spec: CpmSpec, lengths: Sequence[int]) -> Pairs:
+        """The bias of every pair; tokens stand for themselves."""
+        device = self.sub_N.device
+        sizes = torch.tensor([0] + [len(table) for table in self.edges]).cumsum(0)[:-1]
+        start_N = (sizes.repeat_interleave(torch.tensor(lengths))).to(device) + self.offset_N
+        edges = torch.cat(list(self.edges))
+
+        def row(distance: Tensor, i: Tensor, j: Tensor) -> Tensor:
+            apart = self.sample_N[i] != self.sample_N[j]
+            at = self.segment_N[i] * self.count_N[i] + start_N[i] + self.segment_N[j]
+            # another sample's numbers mean nothing in this one's table
+            kind = edges[at.masked_fill(apart, 0)].masked_fill(apart, 1)
+            near = t5_buckets(distance, spec.buckets, spec.max_pos, both=True)
+            seen = self.context_N[j] | (~self.context_N[i] & (j <= i))
+            seen = seen & ((self.sample_N[i] == 0) | ~apart)
+            return torch.where(kind == 0, near, kind - 1 + spec.buckets).masked_fill(~seen, -1)
+
+        tokens_N = torch.arange(len(self.sub_N), device=device)
+        return Pairs(table_XH, tokens_N, lambda tokens: tokens, row, ordered=False)
 
 
-class Bee(nn.Module):
-    """CPM-Bee, with the decoder's calling convention. Attributes as `Decoder`: spec, family, config, bare,
-    kept."""
+class Bee(Decoder):
+    """CPM-Bee."""
+
+    spec: CpmSpec
 
     def __init__(self, spec: CpmSpec, family: str = "cpmbee", config: dict[str, Any] | None = None) -> None:
-        super().__init__()
-        self.spec, self.family, self.config = spec, family, dict(config or {})
-        self.bare = False
-        self.kept: dict[str, Tensor] = {}
-        attn = spec.layers[0].attn
-        assert attn is not None
-        self.embed = nn.Embedding(spec.vocab, spec.d)
-        self.rel = nn.Parameter(torch.zeros(spec.buckets + spec.segments, attn.n_head))
-        self.blocks = nn.ModuleList(Block(spec.d, layer) for layer in spec.layers)
-        self.norm = make_norm(spec.d, spec.final_norm)
-        self.head = nn.Linear(spec.d, spec.vocab, bias=False) if spec.head and not spec.tie else None
+        super().__init__(spec, family, config)
+        self.rel = nn.Parameter(torch.zeros(spec.buckets + spec.segments, spec.attns[0].n_head))
 
-    def tokens(self, ids_N: Tensor, sub_N: Tensor) -> Tensor:
-        """[N, D] embeddings / sqrt(D), turned by `sub` as rotary embeddings are by position."""
+    def turned(self, ids_N: Tensor, sub_N: Tensor) -> Tensor:
+        """[N, D] embeddings turned by `sub` as rotary embeddings are by position."""
         d = self.spec.d
         exponent = torch.arange(0, d, 2, device=ids_N.device, dtype=torch.float32) / d
         angle = (sub_N[:, None] * self.spec.distance_scale).float() * 10_000.0**-exponent
-        x_ND = self.embed(ids_N) / d**0.5
+        x_ND = self.embed(ids_N)
         left, right = x_ND.chunk(2, 1)
         cos, sin = angle.cos().to(x_ND.dtype), angle.sin().to(x_ND.dtype)
         return torch.cat([left * cos - right * sin, right * cos + left * sin], 1)
 
-    def forward(self, ids_N: Tensor, pos_N: Tensor, attend: Any, graph: Graph | None = None) -> Tensor:
-        """Flat ids -> [N, D]; without a graph every sequence is one segment."""
-        device = ids_N.device
+    def tokens(self, ids_X: Tensor, sub_X: Tensor) -> Tensor:
+        """[X, D] input vectors of words that are not in the table, for `logits`."""
+        return self.turned(ids_X, sub_X) * self.spec.embed_scale
+
+    def forward(
+        self,
+        ids_N: Tensor | None,
+        pos_N: Tensor,
+        attend: Attend,
+        inputs_embeds: Tensor | None = None,
+        types_N: Tensor | None = None,
+        graph: Graph | None = None,
+    ) -> Tensor:
+        """Flat ids -> [N, D]; without a graph segments begin at every `<s>`."""
+        assert ids_N is not None and inputs_embeds is None and types_N is None
         if graph is None:
-            graph = Graph.plain(attend.lengths, getattr(attend, "prefix", None), device)
-        rows = Rows(attend.lengths, device)
-        bias = self.biases(rows, graph, attend.lengths)
-        x_ND = self.tokens(ids_N, graph.sub_N)
-        for block in self.blocks:
-            x_ND = block(x_ND, rows, bias)
-        return self.norm(x_ND)
+            pairs = Pairs(self.rel, ids_N, self._segments, self._row)
+            return super().forward(ids_N, pos_N, _Biased(attend, pairs))
+        pairs = graph.pairs(self.rel, self.spec, attend.lengths)
+        x_ND = self.turned(ids_N, graph.sub_N)
+        return super().forward(None, pos_N, _Biased(attend, pairs), inputs_embeds=x_ND)
 
-    def biases(self, rows: Rows, graph: Graph, lengths: Sequence[int]) -> list[Tensor]:
-        """Per group [B, H, T, T] to add to the scores."""
-        names = ("context_N", "sample_N", "segment_N", "count_N", "offset_N")
-        parts = zip(rows.groups, *(rows.split(getattr(graph, name)) for name in names), strict=True)
-        return [self._bias([graph.edges[s] for s in group], *known) for group, *known in parts]
+    def _segments(self, ids_PS: Tensor) -> Tensor:
+        """Number of each token's segment in its text."""
+        if self.spec.bos is None:
+            return torch.zeros_like(ids_PS)
+        return ((ids_PS == self.spec.bos).cumsum(1) - 1).clamp_min(0)
 
-    def _bias(
-        self, edges: list[Tensor], context: Tensor, sample: Tensor, segment: Tensor, count: Tensor,
-        offset: Tensor,
-    ) -> Tensor:  # fmt: skip
-        """[B, H, T, T] of one group; the other arguments are [B, T]."""
-        spec, length = self.spec, context.shape[1]
-        apart = sample[:, :, None] != sample[:, None]
-        at = (segment * count + offset)[:, :, None] + segment[:, None]
-        at = at.masked_fill(apart, 0)  # another sample's numbers mean nothing in this one's table
-        kind = torch.stack([table[index] for table, index in zip(edges, at, strict=True)])
-        kind = kind.masked_fill(apart, 1)
-        near_TT = t5_buckets(relative(length, length, context.device), spec.buckets, spec.max_pos, both=True)
-        row = torch.where(kind == 0, near_TT, kind - 1 + spec.buckets)
-        order = torch.arange(length, device=context.device)
-        seen = context[:, None] | (~context[:, :, None] & (order <= order[:, None]))
-        seen = seen & ((sample[:, :, None] == 0) | ~apart)
-        return F.embedding(row, self.rel).permute(0, 3, 1, 2).masked_fill(~seen[:, None], float("-inf"))
-
-    def head_weight(self) -> Tensor:
-        """[V, D] rows of the output head; the embedding itself when tied."""
-        return self.embed.weight if self.head is None else self.head.weight
+    def _row(self, distance: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        """Rows between tokens of the segments root, key, text, key, text, ...: steps up from the one to the
+        part of the tree that holds both, and down from there to the other."""
+        near = t5_buckets(distance, self.spec.buckets, self.spec.max_pos, both=True)
+        up, down = (torch.where(s == 0, 0, 2 - s % 2) for s in (q, k))
+        family = ((q + 1 == k) & (q % 2 == 1)) | ((k + 1 == q) & (k % 2 == 1))  # a key and its own text
+        edge = (up - family.long()) * DEPTH + down - family.long()
+        return torch.where(q == k, near, self.spec.buckets + edge)
 
     def logits(self, hidden: Tensor, ext_XD: Tensor | None = None) -> Tensor:
-        """[..., D] -> [..., V], or [..., V + X] with `tokens` of X further words (unscaled) behind."""
-        logits = F.linear(hidden / self.spec.d**0.5, self.head_weight())
+        """[..., D] -> [..., V], or [..., V + X] with `tokens` of X further words behind."""
+        logits = super().logits(hidden)
         return logits if ext_XD is None else torch.cat([logits, F.linear(hidden, ext_XD)], -1)

@@ -6,8 +6,10 @@ has ARCHITECTURE and CLASSIFIER (class names that transformers opens our folders
 RULES (see model/rules.py), `spec` and `config`; it may have ALIASES (other model_types that mean the same
 layout), MODEL_TYPE (what is written, where it is not the file's name), `guards(spec)` (names of its own
 predicates for the rules), KEPT (a pattern of tensors written back as they came), `opened(tensors)` (another
-spelling of a file, read under the names of RULES) and `carried(old, new)` (the keys of config.json to be
-written, with what nested objects had besides).
+spelling of a file, read under the names of RULES), MODULE (a module of its own instead of the one decoder),
+POOL (an encoder, and how it becomes a vector), `beside(folder)` (keys of config.json that stand in other
+files) and `carried(old, new)` (the keys of config.json to be written, with what nested objects had
+besides).
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from __future__ import annotations
 import functools
 import importlib
 import pkgutil
+import re
 from types import ModuleType
 
 from caravan.types import UserError
@@ -49,3 +52,9 @@ def find(model_type: str) -> ModuleType:
 def model_type(family: ModuleType) -> str:
     """The model_type a family's files are written with."""
     return getattr(family, "MODEL_TYPE", family.__name__.rpartition(".")[2])
+
+
+def classifier(family: ModuleType) -> str:
+    """The class name that reward models are written with; our own where transformers has none."""
+    stem = re.sub("(ForCausalLM|LMHeadModel|ForConditionalGeneration)$", "", family.ARCHITECTURE)
+    return family.CLASSIFIER or f"{stem}ForSequenceClassification"

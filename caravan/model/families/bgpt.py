@@ -14,7 +14,7 @@ from caravan.model.encoders.bgpt import SYMBOLS, Bgpt, BgptSpec
 from caravan.model.families import gpt2
 
 ARCHITECTURE = "bGPTLMHeadModel"
-CLASSIFIER = "bGPTForSequenceClassification"
+CLASSIFIER = None
 CHECKPOINTS = ("sander-wood/bgpt",)
 MODULE = Bgpt
 

@@ -20,20 +20,24 @@ prefix? cpmant.
 ~.{input_embedding,segment_embedding,encoder.output_layernorm} -> {embed,seg,norm}; lm_head -> head
 ~.position_bias.relative_attention_bias -> rel
 @.self_att.layernorm_before_attention -> n1; @.ffn.layernorm_before_ffn -> n2
-@.self_att.self_attention.{project_q,project_k,project_v} -> a.proj : cat
-@.self_att.self_attention.attention_out -> a.o
+@.self_att.self_attention.{project_q,project_k,project_v} -> mix.qkv : cat
+@.self_att.self_attention.attention_out -> mix.o
 @.ffn.ffn.w_in.{w_0,w_1} -> ffn.inp : cat; @.ffn.ffn.w_out -> ffn.out
 """
 
 
 def spec(config: Mapping[str, Any]) -> CpmSpec:
     """config.json -> CpmSpec. The head is a matrix of its own although `tie_word_embeddings` may say true:
-    the embedding has prompt rows besides the vocabulary."""
+    the embedding has prompt rows besides the vocabulary. Texts are read both ways up to the first token
+    `answer_token_id`, a key of ours."""
+    types, answer = keys.size(config, "segment_types", default=32), config.get("answer_token_id")
     return CpmSpec(
         **common(config),
+        type_vocab=types,
+        segments=types,
+        prefix_token=-1 if answer is None else answer,
         max_pos=keys.size(config, "position_bias_max_distance", default=2048),
         buckets=keys.size(config, "position_bias_num_buckets", default=512),
-        segments=keys.size(config, "segment_types", default=32),
         prompt=keys.size(config, "prompt_length", default=32),
         prompt_kinds=keys.size(config, "prompt_types", default=32),
         tie=False,
@@ -59,7 +63,9 @@ def common(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def config(value: CpmSpec) -> dict[str, Any]:
     """CpmSpec -> config.json."""
+    answer = {} if value.prefix_token in (None, -1) else {"answer_token_id": value.prefix_token}
     return common_config(value) | {
+        **answer,
         "segment_types": value.segments,
         "prompt_length": value.prompt,
         "prompt_types": value.prompt_kinds,
