@@ -305,6 +305,18 @@ def test_it_is_inspected(folder: Path, model: Any, capsys: pytest.CaptureFixture
     assert "other" not in page["parameters"] and page["spec"]["layers"] == 5
 
 
+def test_a_stored_head_is_the_embedding(folder: Path) -> None:
+    tensors = bgpt.weights()
+    head = "byte_level_decoder.base.lm_head.weight"
+    tensors[head] = tensors["byte_level_decoder.base.transformer.wte.weight"].clone()
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    assert head not in checkpoint.export_tensors(checkpoint.load_model(folder))
+    tensors[head][5, 7] += 1
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match="lm_head"):
+        checkpoint.load_model(folder)
+
+
 def test_a_reward_model_is_inspected(model: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     checkpoint.save_reward(fresh(model, 0), tmp_path / "reward")
     assert cli.main(["inspect", str(tmp_path / "reward")]) == 0
