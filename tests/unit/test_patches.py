@@ -17,9 +17,9 @@ from caravan.algos.optim import OptimConfig
 from caravan.compress import folder as integers
 from caravan.data.pack import lm_batch
 from caravan.data.render import Rendered
-from caravan.engine import needs
+from caravan.engine import needs, rollout
 from caravan.engine.engine import Engine
-from caravan.engine.score import values
+from caravan.engine.score import logprobs, values
 from caravan.kernels.attention import Segments
 from caravan.kernels.quantized import QuantLinear
 from caravan.model import checkpoint, flat, grow, merge, upcycle
@@ -234,6 +234,20 @@ def test_samples_of_a_prompt_differ_and_do_not_mind_company(model: Any) -> None:
     assert [c.ids for c in group] == [c.ids for c in alone] and len({c.ids for c in group}) == 4
 
 
+@torch.no_grad()
+def test_in_bf16_the_trainer_scores_what_it_wrote(model: Any) -> None:
+    model = model.to(torch.bfloat16)
+    drawn = rollout.sample(
+        model, list(enumerate(texts((9, 2, 16)))), 2,
+        temperature=1.0, max_new_tokens=12, seed=2, stop_ids=frozenset(), vocab_size=257,
+    )  # fmt: skip
+    parts = torch.tensor(drawn.sampled_logp_R).split(drawn.response_lengths)
+    (one,) = drawn.batches(range(len(drawn)), 1 << 12)
+    logp, _ = logprobs(model, one)
+    off = (logp - torch.cat([parts[i] for i in one.index])).abs()
+    assert off.max() < 0.15 and off.mean() < 0.03
+
+
 def test_the_cache_is_counted_in_patches(model: Any) -> None:
     engine = Engine(model, max_seqs=1)
     engine.generate([texts((30,))[0]], Sampling(temperature=0, max_tokens=4))
@@ -250,14 +264,14 @@ def test_the_cache_is_counted_in_patches(model: Any) -> None:
 
 
 @torch.no_grad()
-def logits(model: Any) -> torch.Tensor:
+def said_of(model: Any) -> torch.Tensor:
     return torch.cat([model.logits(hidden) for hidden in states(model, texts((40, 9)))])
 
 
 @pytest.mark.parametrize("method", ["rtn", "gptq"])
 def test_both_halves_become_integers(folder: Path, tmp_path: Path, method: str) -> None:
     source = integers.load_source(folder)
-    want, grid = logits(source), integers.Grid(8, 0, torch.float32)
+    want, grid = said_of(source), integers.Grid(8, 0, torch.float32)
     if method == "rtn":
         weights = integers.round_to_nearest(source, grid, lambda *_: None)
     else:
@@ -266,11 +280,11 @@ def test_both_halves_become_integers(folder: Path, tmp_path: Path, method: str) 
     left = integers.write(folder, tmp_path / "out", checkpoint.load_model(folder), grid, weights)
     assert left == []
     model = checkpoint.load_model(tmp_path / "out")
-    got = logits(model)
+    got = said_of(model)
     assert 0 < (got - want).norm() < 0.02 * want.norm()
     assert integers.swap(model, tmp_path / "out") == 20
     assert isinstance(model.byte.blocks[1].ffn.out, QuantLinear)
-    assert (logits(model) - got).norm() < 0.03 * got.norm()
+    assert (said_of(model) - got).norm() < 0.03 * got.norm()
     done = Engine(model).generate([[1, 2, 3]], Sampling(max_tokens=9))
     assert len(done[0][0].ids) == 9
 
