@@ -290,6 +290,16 @@ class Spec:
         return [layer.attn for layer in self.layers if layer.attn]
 
     @property
+    def cached(self) -> list[Attn]:
+        """The layers that keep keys and values in generation, one position for every `patch_size` tokens."""
+        return self.attns
+
+    @property
+    def patch_size(self) -> int:
+        """Tokens read at once; more than 1 for bGPT alone."""
+        return 1
+
+    @property
     def context(self) -> int:
         """Longest sequence the model was made for."""
         return self.max_pos

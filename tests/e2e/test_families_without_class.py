@@ -52,7 +52,16 @@ ANT = {
     "prompt_length": 3,
     "prompt_types": 3,
 }
-FAMILIES = {"cpmbee": BEE, "cpmant": ANT}
+BGPT = {
+    "model_type": "bgpt",
+    "hidden_size": 32,
+    "num_attention_heads": 4,
+    "patch_size": 16,
+    "patch_length": 48,
+    "patch_num_layers": 2,
+    "byte_num_layers": 2,
+}
+FAMILIES = {"cpmbee": BEE, "cpmant": ANT, "bgpt": BGPT}
 WORDS = ["good", "the", "world", "天气", "北京", "one", "two", "你好"]
 FP32 = {"precision": "fp32"}
 
