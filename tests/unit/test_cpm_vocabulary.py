@@ -237,6 +237,8 @@ def test_cpm_ant_matches_within_words_and_each_unknown_counts(tmp_path, monkeypa
     shown = [texts_of[i] for i in ours.encode("语言|模型龘龘|" + "a" * 201)]
     assert shown == ["语言", "模型", "<unk>", "<unk>", "<unk>"]
     assert ours.chat_template == template.PLAIN and ours.eos == ours.special["</s>"]
+    lines = (tmp_path / "vocab.txt").read_text(encoding="utf-8").split("\n")
+    assert "" in lines[:-1] and ours.encode("语言") == [lines.index("语言")]  # an empty line counts
     ours.save(tmp_path / "again")
     assert Tokenizer.load(tmp_path / "again").encode("语言|模型") == ours.encode("语言|模型")
 
