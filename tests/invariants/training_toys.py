@@ -95,7 +95,7 @@ def artefacts(store, folder: Path):
 
 
 def execute(store_folder: Path, inputs: Path, stage: str, report=None, changes=None, **runtime):
-    """Run a stage on the toy data through the store; `pretrain-base` is pretrain that goes on from a model."""
+    """Run a stage on the toy data through the store; `pretrain-base` is pretrain with --base."""
     from caravan import stage as stages
     from caravan.store import Store
 
