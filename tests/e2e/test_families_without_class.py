@@ -202,6 +202,23 @@ def test_inspect_explains_it(road: Road, capsys: pytest.CaptureFixture[str]) -> 
     assert ("<|endoftext|>" if road.name == "bgpt" else "</s>") in said
 
 
+def test_pre_training_goes_on_from_it(road: Road) -> None:
+    """On shards in its own vocabulary."""
+    rng = random.Random(1)
+    (road.root / "texts").mkdir()
+    texts = [" ".join(rng.choices(WORDS, k=60)) + "\n" for _ in range(40)]
+    for i, text in enumerate(texts):
+        (road.root / f"texts/{i}.txt").write_text(text, encoding="utf-8")
+    corpus = road.c.corpus(raw=road.c.add(road.root / "texts"), heldout_share=0.1)
+    shards = road.c.shards(corpus=corpus, tokenizer=road.c.add(road.folder, "tokenizer"))
+    steps = {"steps": 10, "batch_tokens": 512, "micro_tokens": 256, "context": 64, "lr": 1e-2}
+    made = road.c.pretrain(base=road.base, shards=shards, **steps, **FP32)
+    losses = [row["loss"] for row in metrics(made)]
+    assert losses[-1] < 0.9 * losses[0]
+    assert checkpoint.load_model(made.path).spec == checkpoint.load_model(road.folder).spec
+    assert Tokenizer.load(made.path).alike(Tokenizer.load(road.folder))
+
+
 def test_supervised_training_lowers_the_loss(road: Road) -> None:
     losses = [row["loss"] for row in metrics(road.sft)]
     assert len(losses) == 12 and losses[-1] < 0.9 * losses[0]
