@@ -254,7 +254,7 @@ def save_model(
     if not model.spec.head:  # an encoder: whatever head the file had is written back with it
         architecture = (model.config.get("architectures") or [architecture])[0]
     config = export_config(model, dtype, architecture)
-    config |= _special_ids(tokenizer)
+    config |= _special_ids(tokenizer, model)
     write_tensors(export_tensors(model, dtype), folder)
     write_json(folder / "config.json", config)
     ids = {
@@ -264,8 +264,9 @@ def save_model(
     copy_tokenizer(tokenizer, folder)
 
 
-def _special_ids(tokenizer: Path | str | None) -> dict[str, int]:
-    """bos, eos and pad ids, by looking the token texts of tokenizer_config.json up in tokenizer.json."""
+def _special_ids(tokenizer: Path | str | None, model: Decoder) -> dict[str, int]:
+    """bos, eos and pad ids, by looking the token texts of tokenizer_config.json up in tokenizer.json; without
+    those that say how the model reads (where ChatGLM-6B's prefix ends), which are its own."""
     if tokenizer is None or not (Path(tokenizer) / "tokenizer_config.json").exists():
         return {}
     named = json.loads((Path(tokenizer) / "tokenizer_config.json").read_text(encoding="utf-8"))
@@ -275,11 +276,11 @@ def _special_ids(tokenizer: Path | str | None) -> dict[str, int]:
         "added_tokens", []
     )
     ids = {token["content"]: token["id"] for token in added}
-    result = {}
+    own, result = families.find(model.family).config(model.spec), {}
     for role in ("bos", "eos", "pad"):
         text = named.get(f"{role}_token")
         text = text.get("content") if isinstance(text, dict) else text
-        if text in ids:
+        if text in ids and f"{role}_token_id" not in own:
             result[f"{role}_token_id"] = ids[text]
     return result
 
@@ -381,7 +382,7 @@ def save_reward(
     if count == 1 or len(config.get("id2label") or {}) != count:
         config |= {"id2label": {str(i): n for i, n in enumerate(names)}}
         config |= {"label2id": {n: i for i, n in enumerate(names)}}
-    config |= {"num_labels": count, "reward_bias": float(head.bias), **_special_ids(tokenizer)}
+    config |= {"num_labels": count, "reward_bias": float(head.bias), **_special_ids(tokenizer, decoder)}
     if isinstance(head, PooledHead):
         tensors = export_tensors(decoder, dtype, head)
     else:

@@ -58,7 +58,7 @@ def test_gptq_sees_what_the_model_will_see(tmp_path: Path) -> None:
     rows, lengths, batch = texts()
     sequences = [row[:n].tolist() for row, n in zip(rows, lengths, strict=True)]
     model = folder.load_source(tmp_path / "model")
-    seen = folder._Activations(model, sequences)
+    (seen,) = folder._entering(model, model, sequences)
     for i, block in enumerate(model.blocks):
         seen.hidden_ND = block(seen.hidden_ND, i, seen.angles, seen.attend)
     assert torch.allclose(model.norm(seen.hidden_ND), states(model, batch), atol=1e-5)
@@ -75,3 +75,20 @@ def states(model: Decoder, batch: Batch) -> Tensor:
     prefix = prefixes(model.spec, batch.ids_N, batch.lengths)
     assert prefix == (7, 5)
     return model(batch.ids_N, batch.pos_N, Segments(batch.lengths, prefix=prefix))
+
+
+def test_the_token_that_ends_the_prefix_is_the_models_own(tmp_path: Path) -> None:
+    """A tokenizer may call another id the beginning of a text: stages write its files beside the model, and
+    the model goes on reading as it did."""
+    source(tmp_path / "model")
+    added = [{"id": 0, "content": "<start>"}, {"id": 7, "content": "<end>"}]
+    (tmp_path / "model/tokenizer.json").write_text(json.dumps({"added_tokens": added}))
+    named = {"bos_token": "<start>", "eos_token": "<end>"}
+    (tmp_path / "model/tokenizer_config.json").write_text(json.dumps(named))
+    model = checkpoint.load_model(tmp_path / "model")
+    checkpoint.save_model(model, tmp_path / "made", tmp_path / "model")
+    judge = RewardModel(model, ScoreHead(chatglm.D))
+    checkpoint.save_reward(judge, tmp_path / "judge", tmp_path / "model")
+    for made in ("made", "judge"):
+        assert checkpoint.load_spec(tmp_path / made).prefix_token == chatglm.START
+        assert json.loads((tmp_path / made / "config.json").read_text())["eos_token_id"] == 7
