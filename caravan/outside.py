@@ -24,7 +24,8 @@ _PROGRAMS = (".py", ".pyc", ".so", ".sh", ".exe", ".dll", ".js", ".ipynb")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _CONVERT = (
     "convert it once where you trust it: "
-    "`AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder, safe_serialization=True)`"
+    "`AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder, safe_serialization=True)`, "
+    "or as docs/models.md shows where transformers does not know the model"
 )
 
 

@@ -46,6 +46,7 @@ def _folder(text: str, store: str | None) -> Path:
 def report(folder: Path) -> dict[str, Any]:
     """Everything about a model folder as plain data. Raises UserError when it is none."""
     from caravan.model import checkpoint, families
+    from caravan.model.encoders.bgpt import BgptSpec
     from caravan.model.spec import Spec
     from caravan.systems import memory
 
@@ -60,20 +61,21 @@ def report(folder: Path) -> dict[str, Any]:
         spec = bare if labels else spec
     model: Any = scored if labels else checkpoint.empty(family, config, spec, folder)
     count = sum(p.numel() for p in model.parameters())
+    one, two = isinstance(spec, Spec), isinstance(spec, BgptSpec)
     page: dict[str, Any] = {
         "folder": str(folder),
         "family": family.__name__.rpartition(".")[2],
         "architecture": _architecture(config) or family.ARCHITECTURE,
-        "spec": _spec(spec) if isinstance(spec, Spec) else _fields(spec),
-        "layers": _layers(spec.layers) if isinstance(spec, Spec) else [],
+        "spec": _spec(spec) if one else _halves(spec) if two else _fields(spec),
+        "layers": _layers(spec.layers) if one else _of_both(spec) if two else [],
         "parameters": {"all": count, **memory.parts(model)},
         "weights": _items(memory.weights(model)),
     }
-    if isinstance(spec, Spec):
+    if one or two:
         page["parameters"]["per token"] = count - memory.idle(spec)
         if labels:
             page["spec"]["head"] = "one score per text" if labels == 1 else f"{labels} labels per text"
-    if isinstance(spec, Spec) and spec.head and not hasattr(family, "POOL"):
+    if (one or two) and spec.head and not hasattr(family, "POOL"):
         page["cache"] = {
             "per token": memory.cache(spec, 1),
             "full context": memory.cache(spec, spec.context),
@@ -139,6 +141,18 @@ def _spec(spec: Any) -> dict[str, Any]:
     if spec.embed_dim:
         said["embedding width"] = spec.embed_dim
     return said
+
+
+def _halves(spec: Any) -> dict[str, Any]:
+    """bGPT's two decoders as one model; what is counted in bytes is the byte decoder's."""
+    said = _spec(spec.byte) | {"layers": len(spec.layers), "context": spec.context}
+    return said | {"patch": f"{spec.patch_size} bytes"}
+
+
+def _of_both(spec: Any) -> list[dict[str, Any]]:
+    """The layers of either half."""
+    halves = (("over patches", spec.patch), ("within a patch", spec.byte))
+    return [{**run, "is": f"{where}: {run['is']}"} for where, half in halves for run in _layers(half.layers)]
 
 
 def _layers(layers: Sequence[Any]) -> list[dict[str, Any]]:

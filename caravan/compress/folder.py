@@ -23,6 +23,7 @@ from caravan.kernels.attention import Segments
 from caravan.kernels.quantized import QuantLinear, expand, pack, packed_names, read_integers, scheme
 from caravan.model import checkpoint, families, fp8, rules, stored
 from caravan.model.decoder import Decoder, prefixes
+from caravan.types import UserError
 
 Report = Callable[[int, int], None]
 
@@ -66,11 +67,18 @@ def projections(model: Decoder) -> dict[str, nn.Linear]:
         if isinstance(module, nn.Linear) and name.rpartition(".")[2] not in KEPT
     }
     result = {}
-    for i in range(len(model.blocks)):
-        own = [name for name in found if name.startswith(f"blocks.{i}.")]
-        rank = {f"blocks.{i}.{name}": place for place, name in enumerate(names)}
-        result.update({name: found[name] for name in sorted(own, key=lambda n: (rank.get(n, 99), n))})
+    for at, tower in towers(model).items():
+        for i in range(len(tower.blocks)):
+            own = [name for name in found if name.startswith(f"{at}blocks.{i}.")]
+            rank = {f"{at}blocks.{i}.{name}": place for place, name in enumerate(names)}
+            result.update({name: found[name] for name in sorted(own, key=lambda n: (rank.get(n, 99), n))})
     return result
+
+
+def towers(model: nn.Module) -> dict[str, Any]:
+    """Where blocks lie, by the beginning of their names, in the order in which a token passes them: in the
+    model itself, or in its halves (bGPT)."""
+    return {f"{at}.".lstrip("."): m for at, m in model.named_modules() if hasattr(m, "blocks")}
 
 
 def _measured(weight_NK: Tensor, q_NK: Tensor, scale_NG: Tensor) -> Quantised:
@@ -95,42 +103,52 @@ def by_gptq(
     model: Decoder, grid: Grid, sequences: Sequence[Sequence[int]], report: Report
 ) -> dict[str, Quantised]:
     """Block by block on `sequences` of token ids; the model's own weights are replaced as it goes."""
-    batches = [_Activations(model, part) for part in _batches(sequences, 4096)]
     layers = projections(model)
     result: dict[str, Quantised] = {}
-    for i, block in enumerate(model.blocks):
-        for name in [n for n in layers if n.startswith(f"blocks.{i}.")]:
-            layer = layers[name]
-            if grid.fits(layer.in_features):
-                hessian = _second_moments(layer, block, i, batches)
-                weight = layer.weight.detach().float()
-                width = grid.width(layer.in_features)
-                q, scale = gptq.quantise(weight, hessian, grid.bits, width, grid.dtype)
-                result[name] = _measured(weight, q, scale)
-                layer.weight.copy_(expand(q, scale))
-            report(len(result), len(layers))
-        for batch in batches:
-            batch.hidden_ND = block(batch.hidden_ND, i, batch.angles, batch.attend)
+    for at, tower in towers(model).items():
+        batches = [found for part in _batches(sequences, 4096) for found in _entering(model, tower, part)]
+        if not batches:
+            raise UserError("no calibration text is as long as one patch", "give longer conversations")
+        for i, block in enumerate(tower.blocks):
+            for name in [n for n in layers if n.startswith(f"{at}blocks.{i}.")]:
+                layer = layers[name]
+                if grid.fits(layer.in_features):
+                    hessian = _second_moments(layer, block, i, batches)
+                    weight = layer.weight.detach().float()
+                    width = grid.width(layer.in_features)
+                    q, scale = gptq.quantise(weight, hessian, grid.bits, width, grid.dtype)
+                    result[name] = _measured(weight, q, scale)
+                    layer.weight.copy_(expand(q, scale))
+                report(len(result), len(layers))
+            for batch in batches:
+                batch.hidden_ND = block(batch.hidden_ND, i, batch.angles, batch.attend)
     return result
 
 
+@dataclass(slots=True)
 class _Activations:
-    """Hidden states of one flat batch on their way through the blocks."""
+    """Hidden states of one flat batch on their way through the blocks, and what goes with them."""
 
-    def __init__(self, model: Decoder, sequences: Sequence[Sequence[int]]) -> None:
-        lengths = [len(s) for s in sequences]
-        pos_N = torch.cat([torch.arange(n) for n in lengths])
-        ids_N = torch.tensor([t for s in sequences for t in s])
-        self.attend = Segments(lengths, prefix=prefixes(model.spec, ids_N, lengths))
-        self.angles = model.angles(pos_N, self.attend)
-        embedded: list[Tensor] = []
-        # what enters the first block, whatever the family adds to the embedding
-        handle = model.blocks[0].register_forward_pre_hook(lambda _, args: embedded.append(args[0]))
-        try:
-            model(ids_N, pos_N, self.attend)
-        finally:
-            handle.remove()
-        self.hidden_ND = embedded[0]
+    hidden_ND: Tensor
+    angles: Any
+    attend: Any
+
+
+def _entering(model: nn.Module, tower: Any, sequences: Sequence[Sequence[int]]) -> list[_Activations]:
+    """What enters the first block, whatever the family adds to the embedding; nothing where no token gets
+    that far (texts shorter than a patch)."""
+    lengths = [len(s) for s in sequences]
+    pos_N = torch.cat([torch.arange(n) for n in lengths])
+    ids_N = torch.tensor([t for s in sequences for t in s])
+    found: list[_Activations] = []
+    handle = tower.blocks[0].register_forward_pre_hook(
+        lambda _, args: found.append(_Activations(args[0], args[2], args[3]))
+    )
+    try:
+        model(ids_N, pos_N, Segments(lengths, prefix=prefixes(model.spec, ids_N, lengths)))  # type: ignore[arg-type]
+    finally:
+        handle.remove()
+    return found
 
 
 def _batches(sequences: Sequence[Sequence[int]], tokens: int) -> list[list[Sequence[int]]]:

@@ -123,6 +123,9 @@ class StepAttention:
     ) -> None:
         self.lanes = lanes
         self.device = device
+        self.rows = rows
+        self.starts = tuple(row.start for row in rows)
+        """Position of each row's first token."""
         self.lengths = tuple(row.n for row in rows)
         self.prefix = None if prefixes is None else tuple(prefixes)
         self.routed: dict[int, tuple[Tensor, Tensor]] = {}
@@ -169,6 +172,22 @@ class StepAttention:
     def keep(self, index: int, state: dict[str, Tensor]) -> None:
         """The state after each row goes into the row's lane."""
         self.lanes.keep(index, self.lane_R, state)
+
+    def coarse(self, size: int) -> tuple[StepAttention | None, list[int]]:
+        """The `attend` over patches of `size` tokens that end in this step, one position each, and the rows
+        that have such patches, in the order in which it wants them. (None, []) when no patch ends."""
+        ended = {}
+        for at, row in enumerate(self.rows):
+            start = row.start // size
+            count = (row.start + row.n) // size - start
+            if count:
+                ended[at] = Row(row.request, start, count, sample=False)
+        if not ended:
+            return None, []
+        lanes = self.lanes.coarse(size)
+        lanes.reserve(max(row.start + row.n for row in ended.values()))
+        order = sorted(ended, key=lambda at: (ended[at].n > 1, lanes.lane_of[ended[at].request.id]))
+        return StepAttention(lanes, [ended[at] for at in order], self.device), order
 
     def _texts(self, pairs: Pairs) -> Tensor:
         """[L, C] ids of every lane's text so far. They lie beside the keys, as one more layer's (float32 is

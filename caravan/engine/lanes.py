@@ -46,6 +46,7 @@ class Lanes:
         self.states: dict[int, dict[str, Tensor]] = {}  # layer, or -1 - layer for its FFN -> [L, ...] by name
         self.order: list[int] = []  # request id of each lane in use
         self.lane_of: dict[int, int] = {}
+        self.coarser: dict[int, Lanes] = {}  # patch size -> lanes with one position for every patch
 
     def open(self, request_id: int) -> int:
         """A lane for a request that starts."""
@@ -70,8 +71,17 @@ class Lanes:
             self.lane_of[moved] = lane
         self.order.pop()
 
+    def coarse(self, size: int) -> Lanes:
+        """The same lanes with one position for every `size` tokens. They are reserved by whoever writes."""
+        if size not in self.coarser:
+            lanes = Lanes(self.count, 0, 1, -(-self.limit // size))
+            lanes.order, lanes.lane_of = self.order, self.lane_of
+            self.coarser[size] = lanes
+        return self.coarser[size]
+
     def _tensors(self) -> list[Tensor]:
-        kept = [tensor for pair in self.kv.values() for tensor in pair]
+        coarser = [tensor for lanes in self.coarser.values() for tensor in lanes._tensors()]
+        kept = coarser + [tensor for pair in self.kv.values() for tensor in pair]
         return kept + [tensor for state in self.states.values() for tensor in state.values()]
 
     def reserve(self, positions: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from caravan.model.encoders.bgpt import BgptSpec
 from caravan.model.spec import Spec
 from caravan.types import UserError
 
@@ -13,9 +14,11 @@ MOST_POSITIONS = 1 << 20
 
 
 def is_recurrent(spec: Spec) -> bool:
-    """Whether some layer carries a state from token to token. Such a state has no blocks that another
-    sequence could take over, so these models share no prefixes."""
-    return any(layer.attn is None or (layer.ffn and layer.ffn.kind == "rwkv") for layer in spec.layers)
+    """Whether some layer carries a state from token to token, or an unfinished patch is kept. Such a state
+    has no blocks that another sequence could take over, so these models share no prefixes."""
+    return isinstance(spec, BgptSpec) or any(
+        layer.attn is None or (layer.ffn and layer.ffn.kind == "rwkv") for layer in spec.layers
+    )
 
 
 def check_causal(spec: Spec) -> None:
@@ -27,8 +30,9 @@ def check_causal(spec: Spec) -> None:
 def cache_positions(spec: Spec, wanted: int) -> int:
     """Positions whose float32 keys and values fill 2 GiB, but no more than `wanted`. Where no layer keeps any
     only the bookkeeping costs memory."""
-    per_position = sum(4 * a.n_kv * (a.head_dim + a.value_dim) for a in spec.attns)
-    return min(wanted, max(2048, CACHE_BYTES // per_position) if per_position else MOST_POSITIONS)
+    per_position = sum(4 * attn.kept for attn in spec.cached)
+    room = CACHE_BYTES * spec.patch_size
+    return min(wanted, max(2048, room // per_position) if per_position else MOST_POSITIONS)
 
 
 def regime(spec: Spec) -> Callable[[int], int] | None:

@@ -209,6 +209,11 @@ class QuantLinear(nn.Module):
             self.packed, self.scale = _prepare(q_NK, scale_NG, bits)
         self.dense_NK = expand(q_NK, scale_NG).to(torch.bfloat16 if self.fast else torch.float32)
 
+    @property
+    def weight(self) -> Tensor:
+        """[N, K] multiplied out, for those who take the matrix itself (latent attention)."""
+        return self.dense_NK
+
     def forward(self, x: Tensor) -> Tensor:
         x_MK = x.reshape(-1, self.in_features)
         if self.fast and x_MK.shape[0] <= PACKED_ROWS:

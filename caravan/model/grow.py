@@ -31,6 +31,11 @@ def resize(model: Decoder, sources: Sequence[Sequence[int]], rows: int) -> Decod
     ids and their logits stay what they were. Raises UserError when a source does not exist or the id that
     ends a prefix would move.
     """
+    if not isinstance(model, Decoder):
+        raise UserError(
+            f"the symbols of a '{model.family}' model are fixed: its vocabulary cannot change",
+            "train it with the tokenizer it has",
+        )
     spec = model.spec
     highest = max((i for row in sources for i in row), default=-1)
     if highest >= spec.vocab or rows < len(sources) or not any(sources):

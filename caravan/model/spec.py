@@ -149,6 +149,14 @@ class Attn:
         """Width of a value head."""
         return self.mla.v if self.mla else self.head_dim
 
+    @property
+    def kept(self) -> int:
+        """Numbers that generation keeps per token: keys and values of all heads, or the latent they are made
+        from with its rotary part (as keys, and once more as values)."""
+        if self.mla:
+            return 2 * self.mla.kv_rank + self.mla.rope
+        return self.n_kv * (self.head_dim + self.value_dim)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MoE:
@@ -280,6 +288,16 @@ class Spec:
     def attns(self) -> list[Attn]:
         """The attention of every layer that has one."""
         return [layer.attn for layer in self.layers if layer.attn]
+
+    @property
+    def cached(self) -> list[Attn]:
+        """The layers that keep keys and values in generation, one position for every `patch_size` tokens."""
+        return self.attns
+
+    @property
+    def patch_size(self) -> int:
+        """Tokens read at once; more than 1 for bGPT alone."""
+        return 1
 
     @property
     def context(self) -> int:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from caravan.data.tokenizer import Tokenizer, copy_files
+from caravan.data.vocabulary import sources
 from caravan.model.merge import Method, Recipe, merge
 from caravan.stage import Runtime, series
 from caravan.store import Artefact
@@ -107,8 +108,4 @@ def same_words(first: Path, other: Path) -> None:
 
 def _tokenizer(folder: Path) -> Tokenizer | None:
     """The tokenizer of a folder; None when it has no file of one."""
-    names = (
-        "tokenizer.json", "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model", "ice_text.model",
-    )  # fmt: skip
-    there = any((folder / name).exists() for name in names) or any(folder.glob("*.tiktoken"))
-    return Tokenizer.load(folder) if there or any(folder.glob("rwkv_vocab*")) else None
+    return Tokenizer.load(folder) if sources.candidates(folder) else None

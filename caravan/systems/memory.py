@@ -15,6 +15,7 @@ from caravan.algos.optim import layout
 from caravan.model.blank import blank
 from caravan.model.checkpoint import wide_names
 from caravan.model.decoder import Decoder
+from caravan.model.encoders.bgpt import BgptSpec
 from caravan.model.heads import RewardModel
 from caravan.model.spec import Attn, Layer, Spec
 from caravan.systems.train import fused_rows, linear_maps
@@ -85,12 +86,13 @@ def weights(model: nn.Module) -> dict[str, Item]:
 
 def cache(spec: Spec, tokens: int, width: int = 2) -> int:
     """Bytes of the keys and values of one sequence of so many tokens; a layer with a window keeps no more
-    than that. `width`: bytes of a number (2 bf16, 4 fp32, which the engine takes on CPUs)."""
+    than that, and a model of patches one position for each. `width`: bytes of a number (2 bf16, 4 fp32, which
+    the engine takes on CPUs)."""
     total = 0
-    for attn in spec.attns:
+    for attn in spec.cached:
         kept = min(tokens, attn.window) if attn.window else tokens
-        total += kept * attn.n_kv * (attn.head_dim + attn.value_dim) * width
-    return total
+        total += kept * attn.kept * width
+    return total // spec.patch_size
 
 
 class _Probe:
@@ -114,7 +116,9 @@ class _Probe:
 
 def state(spec: Spec) -> int:
     """Bytes of the recurrent state of one sequence in bf16, however long; 0 for attention alone. One layer of
-    each kind is run on one token to see."""
+    each kind is run on one token to see. A model of patches keeps the unfinished one and a vector."""
+    if isinstance(spec, BgptSpec):
+        return 8 * spec.patch_size + 2 * spec.d
     total = 0
     kinds: dict[Layer, int] = {}
     for layer in spec.layers:

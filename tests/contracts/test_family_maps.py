@@ -22,7 +22,7 @@ pytest.importorskip("transformers")
 
 ONE = {"q", "k", "v", "r", "g", "o", "out", "qa", "qb", "pk", "pq", "dt", "router", "shared_gate", "pin",
        "pout", "dense", "pool", "xout"}  # fmt: skip
-"""Linear maps that hold nothing but themselves. `inp` of a plain FFN and of bGPT's patches is another."""
+"""Linear maps that hold nothing but themselves. `inp` of a plain FFN is another."""
 FUSED = {"qkv": {3}, "proj": {3}, "kv": {2}, "kva": {2}, "kvb": {2}, "xin": {2}, "x": {3}, "inp": {2, 3, 5}}
 """Fused ones, and into how many parts they fall; `inp`: gate and up, or x and z; x2, x1 and v; z, x, B, C and
 the time step."""
@@ -60,6 +60,7 @@ def test_every_map_is_whole_or_in_parts(family: str, tmp_path: Path) -> None:
             assert len(rows[step.target]) == joined, step.target
     slots = layout(shapes.items(), "muon", maps, rows, checkpoint.wide_names(model))
     tables = {"embed.weight", "head.weight", "pos.weight", "seg.weight"} & shapes.keys()
+    tables |= {"inp.weight"} & shapes.keys()  # of bGPT's patches
     assert not tables & {slot.name for slot in slots if slot.kind == "muon"}
 
 

@@ -7,6 +7,7 @@ import json
 import random
 import re
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from caravan.data.render import render
 from caravan.data.tokenizer import Tokenizer
 from caravan.data.vocabulary import cpm
 from caravan.engine.engine import Engine
+from caravan.kernels.attention import Segments
 from caravan.model import checkpoint, families
 from caravan.model.tensors import TensorFolder
 from caravan.recipes.flow import Caravan
@@ -52,7 +54,22 @@ ANT = {
     "prompt_length": 3,
     "prompt_types": 3,
 }
-FAMILIES = {"cpmbee": BEE, "cpmant": ANT}
+BGPT = {
+    "model_type": "bgpt",
+    "hidden_size": 32,
+    "num_attention_heads": 4,
+    "patch_size": 8,
+    "patch_length": 32,
+    "patch_num_layers": 2,
+    "byte_num_layers": 1,
+}
+FAMILIES = {"cpmbee": BEE, "cpmant": ANT, "bgpt": BGPT}
+KEY = {
+    "cpmbee": "cpmbee.input_embedding.weight",
+    "cpmant": "cpmant.input_embedding.weight",
+    "bgpt": "patch_level_decoder.patch_embedding.weight",
+}
+"""A tensor of each, as its file names it."""
 WORDS = ["good", "the", "world", "天气", "北京", "one", "two", "你好"]
 FP32 = {"precision": "fp32"}
 
@@ -123,12 +140,12 @@ class Road:
 
     @cached_property
     def sft(self) -> Artefact:
-        steps = {"steps": 16, "batch_tokens": 512, "micro_tokens": 256, "lr": 1e-2}
+        steps = {"steps": 12, "batch_tokens": 512, "micro_tokens": 256, "lr": 1e-2}
         return self.c.sft(base=self.base, data=self.chats, **steps, **FP32)
 
     @cached_property
     def judge(self) -> Artefact:
-        steps = {"epochs": 1, "batch_tokens": 1024, "micro_tokens": 512, "lr": 5e-3}
+        steps = {"epochs": 3, "batch_tokens": 1024, "micro_tokens": 512, "lr": 5e-3}
         return self.c.reward(base=self.sft, data=self.pairs, **steps, **FP32)
 
     @cached_property
@@ -186,7 +203,7 @@ def test_inspect_explains_it(road: Road, capsys: pytest.CaptureFixture[str]) -> 
 
 def test_supervised_training_lowers_the_loss(road: Road) -> None:
     losses = [row["loss"] for row in metrics(road.sft)]
-    assert len(losses) == 16 and losses[-1] < 0.8 * losses[0]
+    assert len(losses) == 12 and losses[-1] < 0.9 * losses[0]
     tok, whole = Tokenizer.load(road.sft.path), Tokenizer.load(road.folder)
     assert tok.stop_ids == whole.stop_ids and tok.chat_template == whole.chat_template
 
@@ -223,31 +240,54 @@ def greedy(folder: Path, messages: list[Message], tokens: int) -> tuple[str, lis
     return tok.decode(ids), prompt
 
 
-def test_a_served_chat_is_the_engines(road: Road, serve: Callable[[Any], Any]) -> None:
+def test_served_chats_are_the_engines(road: Road, serve: Callable[[Any], Any]) -> None:
+    """Three at once, of one turn and of several, each as if it were asked alone."""
     models = load_models(
         Config(model=str(road.ppo.path), name="m"), Store(road.root / "s"), Runtime(threads=1)
     )
     server = serve(create_app(models, None))
-    messages = [{"role": "system", "content": "世界"}, {"role": "user", "content": "good 北京?</s>"}]
-    with httpx.Client(base_url=server.url, trust_env=False, timeout=30) as http:
-        body = {"messages": messages, "max_tokens": 11, "temperature": 0}
-        answer = http.post("/v1/chat/completions", json=body).json()
-    said, prompt = greedy(road.ppo.path, [Message(**m) for m in messages], 11)
-    assert answer["choices"][0]["message"]["content"] == said and said
-    assert answer["usage"]["prompt_tokens"] == len(prompt)
+    first = [{"role": "system", "content": "世界"}, {"role": "user", "content": "good 北京?</s>"}]
+    more = [*first, {"role": "assistant", "content": "the good"}, {"role": "user", "content": "two"}]
+    chats = [first, more, [{"role": "user", "content": "one two 你好 " * 3}]]
+    with httpx.Client(base_url=server.url, trust_env=False, timeout=30) as http, ThreadPoolExecutor() as pool:
+        body = {"max_tokens": 11, "temperature": 0}
+        asked = [pool.submit(http.post, "/v1/chat/completions", json={**body, "messages": c}) for c in chats]
+        answers = [future.result().json() for future in asked]
+    for messages, answer in zip(chats, answers, strict=True):
+        said, prompt = greedy(road.ppo.path, [Message(**m) for m in messages], 11)
+        assert answer["choices"][0]["message"]["content"] == said
+        assert answer["usage"]["prompt_tokens"] == len(prompt)
+    assert any(answer["choices"][0]["message"]["content"] for answer in answers)
+
+
+@torch.no_grad()
+def logits(folder: Path, ids: list[int]) -> torch.Tensor:
+    model = checkpoint.load_model(folder).eval()
+    return model.logits(model(torch.tensor(ids), torch.arange(len(ids)), Segments((len(ids),))))
 
 
 def test_it_is_quantised(road: Road) -> None:
     small = road.c.quantize(model=road.sft, bits=8)
     assert small.facts["bytes_after"] < small.facts["bytes_before"]
-    messages = [Message("user", "good 北京")]
-    before, after = greedy(road.sft.path, messages, 4), greedy(small.path, messages, 4)
-    assert before[1] == after[1] and after[0]
+    tok = Tokenizer.load(small.path)
+    ids = render([Message("user", "good 北京")], tok, generation_prompt=True).ids
+    before, after = logits(road.sft.path, ids), logits(small.path, ids)
+    assert 0 < (before - after).norm() < 0.05 * before.norm()
+    assert greedy(small.path, [Message("user", "good 北京")], 4)[1] == ids
 
 
 def test_what_a_stage_gives_is_a_whole_model_folder(road: Road) -> None:
-    for made in (road.sft, road.dpo, road.ppo):
+    merged = road.c.merge(model=[road.base, road.sft], weights=(1.0, 1.0))
+    other = road.c.template(model=road.base, template="vicuna")
+    small = road.c.quantize(model=road.base, bits=8)
+    for made in (road.sft, road.dpo, road.ppo, merged, small, other):
         there = {path.name for path in made.path.iterdir()}
-        assert there >= {"config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
         assert ("vocab.txt" in there) == (road.name != "bgpt")
+        assert ("tokenizer.json" in there) == (made not in (merged, small))
         assert json.loads((made / "config.json").read_text())["model_type"] == road.name
+        assert checkpoint.load_model(made.path).spec == checkpoint.load_model(road.folder).spec
+        tok = Tokenizer.load(made.path)
+        assert tok.encode("the 天气") == Tokenizer.load(road.folder).encode("the 天气")
+        assert (tok.chat_template == Tokenizer.load(road.folder).chat_template) == (made is not other)
+    mean = (TensorFolder(road.folder)[KEY[road.name]] + TensorFolder(road.sft.path)[KEY[road.name]]) / 2
+    assert torch.allclose(TensorFolder(merged.path)[KEY[road.name]], mean, atol=1e-6)

@@ -17,7 +17,9 @@ from torch import Tensor, nn
 from caravan.engine import rollout, score
 from caravan.engine.engine import Engine
 from caravan.kernels.attention import Pairs
+from caravan.kernels.quantized import QuantLinear
 from caravan.model.decoder import Decoder
+from caravan.model.encoders.bgpt import Bgpt, BgptSpec
 from caravan.model.encoders.cpm import Ant, Bee, CpmSpec
 from caravan.model.mixers import knobs
 from caravan.model.spec import FFN, MLA, Attn, Layer, MoE, Norm, Rope, RopeScaling, Spec
@@ -34,6 +36,7 @@ class Slow:
 
     lengths: tuple[int, ...]
     prefix: tuple[int, ...] | None = None
+    whole: bool = True
 
     def __post_init__(self) -> None:
         self.routed: dict[int, Any] = {}
@@ -168,11 +171,13 @@ class Leaky(nn.Module):
         return torch.stack(out)
 
 
-def build(spec: Spec, seed: int = 1) -> Decoder:
+def build(spec: Any, seed: int = 1) -> Any:
     """A random model whose choices are far from uniform."""
     torch.manual_seed(seed)
-    module = (Ant if spec.prompt else Bee) if isinstance(spec, CpmSpec) else Decoder
-    model = module(spec)
+    if isinstance(spec, BgptSpec):
+        model: Any = Bgpt(spec)
+    else:
+        model = ((Ant if spec.prompt else Bee) if isinstance(spec, CpmSpec) else Decoder)(spec)
     with torch.no_grad():
         for name, p in model.named_parameters():
             if p.dim() == 1 and "bias" not in name:
@@ -194,6 +199,13 @@ def recurrent(hybrid: bool) -> Decoder:
     for block in list(model.blocks)[: 1 if hybrid else 2]:
         block.mix = Leaky(SPEC.d)
     return model.eval()
+
+
+def patches(size: int) -> BgptSpec:
+    """Patches of so many bytes; heads share keys in either half, and not alike."""
+    patch = of(BARE, replace(BARE, n_kv=6), pos="learned", max_pos=-(-CONTEXT // size))
+    byte = of(replace(BARE, n_kv=3), pos="learned", max_pos=size + 1)
+    return BgptSpec(patch=replace(patch, vocab=1), byte=replace(byte, vocab=VOCAB), patch_size=size)
 
 
 def prompts(spec: Spec) -> list[list[int]]:
@@ -282,12 +294,18 @@ def test_recurrent_mixers_go_on_where_they_stopped(name: str) -> None:
     check(lambda: build(replace(SPEC, layers=(layer, *attention, layer))))
 
 
-@pytest.mark.parametrize(
-    "name", ["mixed", "alibi softcap", "prefix", "two streams", "capped head", "latent", "bee", "ant"]
-)
+@pytest.mark.parametrize("size", [1, 4, 7])
+def test_patches_are_cached_once_each(size: int) -> None:
+    check(lambda: build(patches(size)))
+
+
+SCORED = ["mixed", "alibi softcap", "prefix", "two streams", "capped head", "latent", "bee", "ant", "patches"]
+
+
+@pytest.mark.parametrize("name", SCORED)
 def test_the_trainer_scores_what_the_sampler_drew(name: str) -> None:
     """Masks, caps, scale, bias and normalised rows of the head: the same numbers on both sides."""
-    model = build(ZOO[name])
+    model = build({**ZOO, "patches": patches(4)}[name])
     asked = list(enumerate(prompts(model.spec)))
     drawn = rollout.sample(
         model, asked, 1, temperature=0.7, max_new_tokens=6, seed=1, stop_ids=frozenset(), vocab_size=VOCAB
@@ -297,6 +315,23 @@ def test_the_trainer_scores_what_the_sampler_drew(name: str) -> None:
     with torch.no_grad():
         logp, _ = score.logprobs(model, batch, 0.7)
     assert (logp - torch.cat([per_answer[i] for i in batch.index])).abs().max() < 1e-4
+
+
+def test_a_model_of_patches_keeps_positions_of_patches() -> None:
+    """A position per patch, also when the cache grows; and the context is counted in bytes."""
+    model = build(patches(4))
+    engine = Engine(model, max_seqs=2, step_tokens=64)
+    with pytest.raises(UserError, match="81 tokens and the context holds 80"):
+        engine.submit([1] * 81, Sampling(max_tokens=1))
+    long = [i % VOCAB for i in range(76)]
+    (answers,) = engine.generate([long], Sampling(temperature=0, max_tokens=9))
+    assert len(answers[0].ids) == 4, "the context is full"
+    same(answers[0], slow(model, long, 4))
+    assert engine.stats()["cached_tokens"] == 0 and not engine.lanes.kv
+    assert [keys.shape[2] for keys, _ in engine.lanes.coarser[4].kv.values()] == [20, 20]
+    wide = Engine(build(replace(patches(1), patch=replace(patches(1).patch, max_pos=300))), max_seqs=2)
+    wide.generate([[i % VOCAB for i in range(n)] for n in (60, 90)], Sampling(max_tokens=50))
+    assert [keys.shape[2] for keys, _ in wide.lanes.coarser[1].kv.values()] == [256, 256]
 
 
 def test_a_pair_of_tokens_is_looked_up_in_its_own_text() -> None:
@@ -357,6 +392,25 @@ def test_a_window_keeps_no_more_than_it_needs() -> None:
             same(got[0], slow(model, prompt, 18))
     assert [keys.shape[2] for keys, _ in engine.lanes.kv.values()] == [72, 32, 80]
     assert engine.stats()["cached_tokens"] >= 48 * 2 + 56 * 3
+
+
+def test_latent_attention_keeps_latents() -> None:
+    """One key head of latent and rotary part, the latent as its value; also where the map that would expand
+    it is quantised, whose products are rounded to bfloat16."""
+    model = build(ZOO["latent"])
+    engine = Engine(model, max_seqs=2)
+    engine.generate(PROMPTS[:2], Sampling(temperature=0, max_tokens=5))
+    for keys, values in engine.lanes.kv.values():
+        assert keys.shape[1::2] == (1, _LATENT.kv_rank + _LATENT.rope) and values.shape[1::2] == (1, 10)
+        assert model.spec.attns[0].kept == keys.shape[3] + values.shape[3]
+    for block in model.blocks:
+        weight = block.mix.kvb.weight.detach()
+        scale = weight.abs().amax(1, keepdim=True) / 127
+        block.mix.kvb = QuantLinear((weight / scale).round().to(torch.int8), scale, 8)
+    got = Engine(model, max_seqs=2).generate(PROMPTS[:2], Sampling(temperature=0, max_tokens=5))
+    for (answer,), prompt in zip(got, PROMPTS, strict=False):
+        truth = slow(model, prompt, 1)
+        assert abs(answer.logprobs[0] - truth.logprobs[0]) < 0.1, "int8 products in bfloat16"
 
 
 def test_a_model_without_a_limit_gets_one() -> None:

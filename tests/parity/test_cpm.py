@@ -5,6 +5,9 @@ from __future__ import annotations
 
 import json
 import random
+import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from caravan import outside
 from caravan.kernels.attention import Segments
 from caravan.model import checkpoint, grow
 from caravan.model.decoder import prefixes
@@ -220,3 +224,18 @@ def test_a_bee_grows_and_the_tokens_it_reads_by_stay(tmp_path: Path) -> None:
             grow.resize(model, [(i,) if i != at else (0,) for i in range(VOCAB)], VOCAB)
     with pytest.raises(UserError, match="more than words"):
         grow.resize(ant(tmp_path / "ant")[1], same, VOCAB)
+
+
+@torch.no_grad()
+def test_a_release_of_pickles_is_converted_as_the_docs_say(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs/models.md").read_text(encoding="utf-8")
+    (code,) = (part for part in re.findall("```python\n(.*?)```", page, re.DOTALL) if "torch.load" in part)
+    tensors = cpmbee.weights()
+    (tmp_path / "config.json").write_text(json.dumps(cpmbee.BEE))
+    torch.save({"model": tensors, "epoch": 3}, tmp_path / "weights.pth")
+    with pytest.raises(UserError, match="pickles"):
+        outside.files(tmp_path, "model")
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+    assert "model.safetensors" in outside.files(tmp_path, "model")[0]
+    ids = cpmbee.ids()
+    assert error(packed(checkpoint.load_model(tmp_path), ids), cpmbee.oracle(cpmbee.BEE, tensors, ids)) < 5e-5

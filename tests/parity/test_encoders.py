@@ -27,7 +27,6 @@ from tests.families import (
     TOLERANCE,
     VOCAB,
     bert,
-    bgpt,
     cpmbee,
     deberta,
     deberta_v2,
@@ -97,24 +96,6 @@ def test_a_ragged_batch_of_t5_is_a_padded_one(tmp_path: Path) -> None:
     ids_out, mask_out = padded(targets, 0)
     want = hf(input_ids=ids, attention_mask=mask, decoder_input_ids=ids_out).logits[mask_out.bool()]
     assert error(got, want) < TOLERANCE
-
-
-@torch.no_grad()
-def test_packed_patches_are_single_documents(tmp_path: Path) -> None:
-    from safetensors.torch import save_file
-
-    tensors = bgpt.weights()
-    (tmp_path / "config.json").write_text(json.dumps(bgpt.BGPT))
-    save_file(tensors, tmp_path / "model.safetensors")
-    model = checkpoint.load_backbone(tmp_path)
-    lengths = (8, 20, 4, 8)
-    ids = torch.randint(0, 257, (sum(lengths),), generator=torch.Generator().manual_seed(5))
-    pos = torch.cat([torch.arange(n) for n in lengths])
-    got = model.logits(model(ids, pos, Segments(lengths))).split(lengths)
-    for said, text in zip(got, ids.split(lengths), strict=True):
-        assert error(said[bgpt.SIZE - 1 :], bgpt.oracle(bgpt.BGPT, tensors, text[None])[0]) < TOLERANCE
-    with pytest.raises(UserError, match="patches of 4"):
-        model(ids[:9], pos[:9], Segments((9,)))
 
 
 def test_buckets_are_the_same_over_the_whole_range() -> None:

@@ -15,6 +15,7 @@ from caravan.data import template
 from caravan.data.render import render
 from caravan.data.tokenizer import Tokenizer
 from caravan.data.vocabulary import cpm
+from caravan.data.vocabulary.codec import backend
 from caravan.types import Message, UserError
 from tests.vocabularies import CHINESE, WORDS, cpm_lines, write_cpm
 
@@ -155,12 +156,20 @@ def test_transformers_opens_what_we_save(bee: Tokenizer, tmp_path) -> None:
         assert theirs.decode(ids, skip_special_tokens=True) == bee.decode(ids)
 
 
-def test_pruned_it_keeps_its_ways(bee: Tokenizer) -> None:
+def test_pruned_it_keeps_its_ways(bee: Tokenizer, tmp_path) -> None:
     text = "今天天气真好 the user\n龘"
     small, kept = bee.pruned([text])
     assert small.vocab_size == len(kept) < bee.vocab_size
     assert [kept[i] for i in small.encode(text)] == bee.encode(text)
     assert small.encode("界") == [small.unknown]
+    library = backend(small._definition, small.special)
+    assert [library.encode(t).ids for t in (text, "界", "天x界界")] == [
+        small.encode(t) for t in (text, "界", "天x界界")
+    ]
+    small.save(tmp_path)
+    (tmp_path / "tokenizer.json").unlink()
+    (tmp_path / "config.json").write_text(json.dumps(BEE))
+    assert Tokenizer.load(tmp_path).encode(text) == small.encode(text)
 
 
 @pytest.mark.parametrize(
@@ -228,6 +237,8 @@ def test_cpm_ant_matches_within_words_and_each_unknown_counts(tmp_path, monkeypa
     shown = [texts_of[i] for i in ours.encode("语言|模型龘龘|" + "a" * 201)]
     assert shown == ["语言", "模型", "<unk>", "<unk>", "<unk>"]
     assert ours.chat_template == template.PLAIN and ours.eos == ours.special["</s>"]
+    lines = (tmp_path / "vocab.txt").read_text(encoding="utf-8").split("\n")
+    assert "" in lines[:-1] and ours.encode("语言") == [lines.index("语言")]  # an empty line counts
     ours.save(tmp_path / "again")
     assert Tokenizer.load(tmp_path / "again").encode("语言|模型") == ours.encode("语言|模型")
 
@@ -293,6 +304,7 @@ def test_bgpt_with_files_of_its_own_is_left_alone(tmp_path) -> None:
     folder = bgpt_folder(tmp_path)
     (folder / "chat_template.jinja").write_text("{{ messages[0]['content'] }}")
     assert Tokenizer.load(folder).chat_template == "{{ messages[0]['content'] }}"
-    bgpt_folder(tmp_path, patch_size="x")
-    with pytest.raises(UserError, match="patch_size is 'x'"):
-        Tokenizer.load(folder)
+    for wrong in ("x", 0):
+        bgpt_folder(tmp_path, patch_size=wrong)
+        with pytest.raises(UserError, match=f"patch_size is {wrong!r}"):
+            Tokenizer.load(folder)

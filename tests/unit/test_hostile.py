@@ -292,7 +292,8 @@ def test_every_family_is_explained(
         assert recurrent == (family in RECURRENT) and (recurrent or page["cache"]["per token"] > 0)
 
 
-RECURRENT = {"falcon_mamba", "jamba", "mamba", "mamba2", "rwkv", "rwkv5", "rwkv6", "rwkv7", "stripedhyena"}
+RECURRENT = {"bgpt", "falcon_mamba", "jamba", "mamba", "mamba2", "rwkv", "rwkv5", "rwkv6", "rwkv7",
+             "stripedhyena"}  # fmt: skip
 
 
 def test_what_a_reader_did_not_think_of_is_still_the_files_fault(folder: Path, monkeypatch: Any) -> None:

@@ -32,7 +32,9 @@ def prune(definition: dict[str, Any], used: Iterable[int]) -> tuple[dict[str, An
     pairs = merges.pairs_of(model.get("merges") or [])
     family = cpm.family_of(definition)
     if family:
-        keep |= {vocab[text] for text in cpm.WRITTEN}
+        # With the characters of what stays, so that the library still reads it (cpm.py).
+        there = (text for text, i in vocab.items() if i in keep)
+        keep |= {vocab[c] for text in (*cpm.WRITTEN, *there) for c in text if c in vocab}
     if kind == "Unigram":
         keep |= {i for i in (model.get("unk_id"),) if i is not None}
         # An unknown character costs a fixed amount more than the rarest entry: keep that one.

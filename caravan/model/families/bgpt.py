@@ -9,9 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from caravan.model import keys
 from caravan.model.encoders.bgpt import SYMBOLS, Bgpt, BgptSpec
 from caravan.model.families import gpt2
+from caravan.types import UserError
 
 ARCHITECTURE = "bGPTLMHeadModel"
 CLASSIFIER = None
@@ -29,6 +33,18 @@ table @=byte_level_decoder.base.transformer.h.{i} ~=byte_level_decoder.base.tran
 @.attn.c_attn -> mix.qkv : T; @.attn.c_proj -> mix.o : T
 @.mlp.c_fc -> ffn.inp : T; @.mlp.c_proj -> ffn.out : T
 """
+
+EMBED, HEAD = (f"byte_level_decoder.base.{name}.weight" for name in ("transformer.wte", "lm_head"))
+
+
+def opened(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The tensors of a folder. Raises UserError where the byte head, which files may hold as well, is not the
+    embedding: no bGPT has such a head."""
+    if HEAD in tensors and EMBED in tensors and not torch.equal(tensors[HEAD], tensors[EMBED]):
+        raise UserError(
+            f"'{HEAD}' differs from '{EMBED}'", "the byte head is the embedding: leave the former out"
+        )
+    return tensors
 
 
 def spec(config: Mapping[str, Any]) -> BgptSpec:
