@@ -87,7 +87,7 @@ def writers() -> list[tuple[str, tiny.Case]]:
 
 @pytest.mark.parametrize(("name", "case"), writers(), ids=[name for name, _ in writers()])
 def test_a_new_reward_model_is_read_again(name: str, case: tiny.Case, tmp_path: Path) -> None:
-    """A head's own bias, its norms, heads for other tasks: nothing of the head of words is left in the file."""
+    """A head's own bias, its norms, heads for other tasks: no part of the head of words is left."""
     source = tmp_path / "source"
     if case.hf is not None:
         case.hf().save_pretrained(source)
