@@ -95,7 +95,7 @@ class Road:
         write_rows(
             self.root / "chats",
             [
-                {"messages": [*said(q), {"role": "assistant", "content": f"{q} good {q}"}]} | a
+                {"messages": [*said(q), {"role": "assistant", "content": f"{q} good fox"}]} | a
                 for q, a in zip(asked, about, strict=True)
             ],
         )
