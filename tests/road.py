@@ -157,23 +157,30 @@ class Road:
     def small(self) -> Artefact:
         return self.c.quantize(model=self.sft, bits=8)
 
+    def opened(self, folder: Path) -> Any:
+        """The class's model of a folder; None where there is no class, or none that knows the family's
+        files."""
+        if self.hf is None or folder == self.folder:
+            return self.hf
+        if self.case.reload is not True:
+            return None
+        return (
+            type(self.hf)
+            .from_pretrained(
+                folder, attn_implementation=self.hf.config._attn_implementation, dtype=torch.float32
+            )
+            .eval()
+        )
+
     def reference(self, folder: Path) -> Callable[[Tensor], Tensor] | None:
-        """(ids [B, T]) -> logits of the class or the oracle on the weights of a folder; None where the class
-        does not know the family's files."""
-        case = self.case
+        """(ids [B, T]) -> logits of the class or the oracle on the weights of a folder; None as `opened`."""
+        case, theirs = self.case, self.opened(folder)
         if case.oracle is not None:
             config = checkpoint.read_config(folder)
             tensors = {key: t.float() for key, t in stored(folder).items()}
             return lambda ids_BT: case.oracle(config, tensors, ids_BT)  # type: ignore[misc]
-        theirs = self.hf
-        if folder != self.folder:
-            if case.disguise is not None or case.reload is not True:
-                return None
-            theirs = type(self.hf).from_pretrained(
-                folder, attn_implementation=self.hf.config._attn_implementation, dtype=torch.float32
-            )
         run = case.run_hf or (lambda m, ids: m(input_ids=ids, use_cache=False).logits)
-        return lambda ids_BT: run(theirs.eval(), ids_BT)
+        return None if theirs is None else lambda ids_BT: run(theirs, ids_BT)
 
     @cached_property
     def text(self) -> Tensor:

@@ -76,14 +76,29 @@ def is_unchanged(road: Road, folder: Path) -> None:
         theirs = road.case.written(theirs)
     theirs = {key: t for key, t in theirs.items() if key in mine or not table.dropped(key)}
     assert theirs.keys() == mine.keys()
-    if fp8.stored_so(
-        checkpoint.read_config(road.folder)
-    ):  # in full, they are rounded to the type of the rest
+    if fp8.stored_so(checkpoint.read_config(road.folder)):  # written out, in the type of the rest
         theirs = {key: t.to(mine[key].dtype) for key, t in theirs.items()}
     assert all(torch.equal(theirs[key], mine[key]) for key in theirs)
     assert checkpoint.load_spec(folder) == checkpoint.load_spec(road.folder)
     kept = Tokenizer.load(folder)
     assert kept.alike(road.tok) and kept.chat_template == TEMPLATE
+    if road.hf is not None and road.case.disguise is None and road.case.reload is True:
+        before, after = (settings(road.opened(at).config) for at in (road.folder, folder))
+        assert after == before
+
+
+def settings(config: Any) -> dict[str, Any]:
+    """What a class reads in config.json, without the ids that the tokenizer gave and where it was read."""
+
+    def told(values: dict[str, Any]) -> dict[str, Any]:
+        beside = ("type", "dtype", "transformers_version", "_name_or_path", "id2label", "label2id")
+        return {
+            key: told(value) if isinstance(value, dict) else value
+            for key, value in values.items()
+            if key not in beside and not key.endswith("token_id")
+        }
+
+    return told(config.to_dict())
 
 
 def opens_elsewhere(road: Road, folder: Path) -> None:
@@ -108,6 +123,14 @@ def test_it_learns(road: Road) -> None:
     losses = [row["loss"] for row in metrics(road.sft)]
     assert len(losses) == 3 and losses[-1] < losses[0]
     opens_elsewhere(road, road.sft.path)
+    theirs = road.opened(road.sft.path)
+    if theirs is None or road.case.run_hf is not None or road.case.decode is not True:
+        return
+    for asked in QUESTIONS[:2]:  # they stop where we stop, by what generation_config.json says
+        _, prompt, ids = greedy(road.sft.path, [Message("user", asked)], 8)
+        once = torch.tensor([prompt])
+        more = {"attention_mask": torch.ones_like(once), "do_sample": False, "max_new_tokens": 8}
+        assert theirs.generate(once, **more)[0, len(prompt) :].tolist() == ids
 
 
 @every_family
