@@ -203,8 +203,9 @@ def predicted(
 ) -> list[int]:
     """What the reference finds most likely at each place of an answer, in one pass over it."""
     with torch.no_grad():
-        logits_TV = theirs(torch.tensor([prompt + ids]))[0]
-    return logits_TV[len(prompt) - 1 : -1, :vocabulary].argmax(-1).tolist()
+        logits_TV = theirs(torch.tensor([prompt + ids[:-1]]))[0]
+    found: list[int] = logits_TV[len(prompt) - 1 :, :vocabulary].argmax(-1).tolist()
+    return found
 
 
 def served(folder: Path, store: Store, serve: Callable[[Any], Any]) -> Callable[[str, Any], dict[str, Any]]:
