@@ -1,8 +1,9 @@
-"""Train a language model from nothing on token shards.
+"""Train a language model on token shards, from nothing or from a base.
 
-    shards -> model:  minimise -log p(next token of the document | what stands before it in the document)
+    shards (base) -> model:  minimise -log p(next token of the document | what stands before it in it)
 
-The size comes from one dial (`size` or `depth`); every number derived from it is printed with its reason.
+From nothing, the size comes from one dial (`size` or `depth`); every number derived from it is printed with
+its reason. With `base`, of any family, training goes on from its weights, on text in its own vocabulary.
 Several shards are mixed by `--mix`, exactly and in phases if wanted. Documents in a row do not see each
 other, nothing is padded, the logits are never held at once, weights live in bf16 where that is fast. A killed
 run goes on where it was and ends with the same bytes.
@@ -24,7 +25,9 @@ from caravan.algos.schedule import Schedule, ScheduleKind, batch_tokens_at
 from caravan.data.loader import PretrainLoader, shard_batches
 from caravan.data.rows import Packing
 from caravan.data.tokenizer import Tokenizer
-from caravan.model.checkpoint import check_vocab, save_model
+from caravan.model.checkpoint import check_vocab, load_model, save_model
+from caravan.model.decoder import Decoder
+from caravan.model.grow import TABLES
 from caravan.model.sizes import Reason, derive, fresh, suggested_lr
 from caravan.model.spec import Spec
 from caravan.stage import Runtime, series
@@ -34,7 +37,7 @@ from caravan.systems import loop, runtime
 from caravan.systems.train import Trainee, lm_loss
 from caravan.types import Batch, Loss, UserError
 
-INPUTS = {"shards": "shards+"}
+INPUTS = {"shards": "shards+", "base": "model?"}
 OUTPUT = "model"
 USES: dict[str, str] = {}
 VERSION = 1
@@ -48,12 +51,15 @@ class Config:
     """Name of a size: nano, tiny, small, gpt2, 1b. Ignored when depth is given."""
     depth: int | None = None
     """Layers; the width and all else follow from it."""
+    only: Literal["all", "tables"] = "all"
+    """What of a base is trained. tables: the embedding and the output head alone, the first stage after new
+    words have come in with `grow`."""
     context: int = 512
-    """Tokens of a row, and positions the model is trained for."""
+    """Tokens of a row, and positions a new model is trained for."""
     steps: int | None = None
     """Optimiser steps; none: from `tokens`."""
     tokens: int | None = None
-    """Tokens to train on; none: 20 per parameter, at most 4 epochs of the shards."""
+    """Tokens to train on; none: 20 per parameter, at most 4 epochs of the shards; one epoch with a base."""
     batch_tokens: int = 16384
     """Tokens of one optimiser step."""
     packing: Packing = "chunk"
@@ -76,7 +82,7 @@ class Config:
     """muon: hidden matrices by Muon, the rest by AdamW; fewer steps, each dearer (pays for batches from 16k
     tokens)."""
     lr: float | None = None
-    """Peak learning rate; none: 3e-3 x sqrt(256 / width)."""
+    """Peak learning rate; none: 3e-3 x sqrt(256 / width), with a base a tenth of it."""
     weight_decay: float = 0.1
     """Decoupled decay of matrices."""
     schedule: ScheduleKind = "wsd"
@@ -103,11 +109,20 @@ def run(cfg: Config, inputs: Mapping[str, Artefact], out: Path, rt: Runtime) -> 
     """Train and write the model folder; facts are numbers that a repeated run gives again."""
     machine = runtime.setup(rt, cfg.seed, cfg.precision)
     sources = Sources(series(inputs, "shards"))
-    folder, tok = sources.tokenizer, Tokenizer.load(sources.tokenizer)
-    spec, reasons = derive(None if cfg.depth else cfg.size, cfg.depth, sources.vocab_size, cfg.context)
+    base = inputs["base"].path if "base" in inputs else None
+    tok = Tokenizer.load(base or sources.tokenizer)
+    reasons: list[Reason] = []
+    if base is not None:
+        model = _from_base(cfg, base, tok, sources, machine.device)
+    elif cfg.only != "all":
+        raise UserError(f"--only {cfg.only} is for going on from a model", "give one with --base")
+    else:
+        spec, reasons = derive(None if cfg.depth else cfg.size, cfg.depth, sources.vocab_size, cfg.context)
+        model = fresh(spec, cfg.seed).to(machine.device)
+    spec = model.spec
     check_vocab(spec, tok.vocab_size)
     phases = sources.phases(cfg)
-    plan, more = _plan(cfg, spec, sources.tokens, sources.wanted(cfg))
+    plan, more = _plan(cfg, spec, sources.tokens, sources.wanted(cfg), base is None)
     loader = PretrainLoader(
         sources.train, _batch_tokens(cfg), cfg.context, cfg.seed,
         packing=cfg.packing, phases=phases, steps=plan.steps,
@@ -116,17 +131,19 @@ def run(cfg: Config, inputs: Mapping[str, Artefact], out: Path, rt: Runtime) -> 
     for reason in [*reasons, *more, Reason("precision", str(machine.dtype)[6:], machine.dtype_reason)]:
         machine.say(f"{reason.name:>18}  {reason.value!s:<12} {reason.why}")
 
-    model = fresh(spec, cfg.seed).to(machine.device)
     model.checkpoint_every = cfg.recompute
     trainee = Trainee(model, plan.optim, machine.dtype)
     loss = partial(lm_loss, z_loss=cfg.z_loss)
     evaluate = _evaluation(sources, tok, cfg, machine.device)
     about = partial(sources.about, loader)
     history = loop.run(
-        trainee, loader, loss, plan, rt, evaluate, fresh_vocab=spec.vocab, say=machine.say, about=about
-    )
+        trainee, loader, loss, plan, rt, evaluate,
+        fresh_vocab=spec.vocab if base is None else None, say=machine.say, about=about,
+    )  # fmt: skip
     if machine.first:
-        save_model(model, out, folder, machine.dtype)
+        save_model(model, out, base or sources.tokenizer, machine.dtype)
+        if base is not None:
+            tok.complete(out)
     final = history.best_eval if cfg.keep == "best" else history.last_eval
     return {
         "heldout_bits_per_byte": final["bits_per_byte"],
@@ -145,8 +162,35 @@ def run(cfg: Config, inputs: Mapping[str, Artefact], out: Path, rt: Runtime) -> 
     }
 
 
+_RATE = {True: "from the width, as above", False: "a tenth of a new model's at this width"}
+
+
+def _from_base(cfg: Config, base: Path, tok: Tokenizer, sources: Sources, device: torch.device) -> Decoder:
+    """The model to go on from, with what is trained of it. Raises UserError when the shards, the context or
+    the rest of Config do not fit it."""
+    if cfg.depth is not None or cfg.size != Config.size:
+        raise UserError("the base says what the model is", "leave --size and --depth out")
+    if not tok.alike(Tokenizer.load(sources.tokenizer)):
+        raise UserError(
+            "the shards were made with another tokenizer than the base's",
+            "make them anew with the base as --tokenizer (after `caravan grow`, if it gets new words)",
+        )
+    model = load_model(base, torch.float32, device)
+    if cfg.context > model.spec.context:
+        raise UserError(
+            f"rows of {cfg.context} tokens are longer than the {model.spec.context} the base was made for",
+            f"use --context {model.spec.context} or less",
+        )
+    if cfg.only == "tables":
+        for name, p in model.named_parameters():
+            p.requires_grad_(p.requires_grad and name in TABLES)
+        if not any(p.requires_grad for p in model.parameters()):
+            raise UserError(f"a '{model.family}' model has no table of words", "leave --only out")
+    return model
+
+
 def _plan(
-    cfg: Config, spec: Spec, available: int, wanted: int | None = None
+    cfg: Config, spec: Spec, available: int, wanted: int | None = None, new: bool = True
 ) -> tuple[loop.LoopConfig, list[Reason]]:
     """Steps, learning rate and warm-up, with their reasons."""
     if cfg.context > cfg.batch_tokens:
@@ -161,24 +205,20 @@ def _plan(
         reasons.append(Reason("training tokens", f"{tokens:,}", "the epochs asked for"))
     if cfg.steps is None and tokens is None:
         optimal, most = 20 * spec.parameters, 4 * available
-        tokens = min(optimal, most)
-        why = (
-            "20 per parameter"
-            if optimal <= most
-            else "4 epochs of the shards: more repetition teaches little"
-        )
-        reasons.append(
-            Reason("training tokens", f"{tokens:,}", why + " (Muennighoff et al. 2023)" * (optimal > most))
-        )
+        tokens = min(optimal, most) if new else available
+        why = "20 per parameter" if new else "one epoch of the shards: the base has read before"
+        if new and optimal > most:
+            why = "4 epochs of the shards: more repetition teaches little (Muennighoff et al. 2023)"
+        reasons.append(Reason("training tokens", f"{tokens:,}", why))
     steps = cfg.steps if cfg.steps is not None else max(1, math.ceil((tokens or 0) / cfg.batch_tokens))
     if steps < 1:
         raise UserError("there is nothing to do in 0 steps", "give --steps or --tokens above 0")
     warmup = (
         cfg.warmup_steps if cfg.warmup_steps is not None else min(max(10, steps // 50), max(1, steps // 10))
     )
-    lr = cfg.lr if cfg.lr is not None else suggested_lr(spec)
+    lr = cfg.lr if cfg.lr is not None else suggested_lr(spec) / (1 if new else 10)
     reasons.append(Reason("steps", f"{steps:,}", f"of {cfg.batch_tokens:,} tokens; {warmup} of them warm-up"))
-    reasons.append(Reason("peak rate", lr, "asked for" if cfg.lr is not None else "from the width, as above"))
+    reasons.append(Reason("peak rate", lr, "asked for" if cfg.lr is not None else _RATE[new]))
     reasons.append(
         Reason("epochs", f"{steps * cfg.batch_tokens / max(1, available):.2f}", f"of {available:,} tokens")
     )

@@ -13,7 +13,7 @@ def inputs(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("stage", ["pretrain", "sft"])
+@pytest.mark.parametrize("stage", ["pretrain", "pretrain-base", "sft"])
 def test_killed_at_any_moment_the_same_artefact_comes_out(tmp_path, inputs, stage):
     draw = random.Random(stage)
     moments = [

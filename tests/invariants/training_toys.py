@@ -30,6 +30,16 @@ CONFIGS = {
         "optimizer": "muon",
         "precision": "bf16",
     },
+    "pretrain-base": {
+        "context": 32,
+        "tokens": 1400,
+        "batch_tokens": 128,
+        "micro_tokens": 64,
+        "eval_steps": 4,
+        "eval_tokens": 256,
+        "only": "tables",
+        "precision": "bf16",
+    },
     "sft": {
         "epochs": 3.0,
         "batch_tokens": 160,
@@ -79,19 +89,20 @@ def artefacts(store, folder: Path):
     added = {kind: store.add(folder / kind, kind) for kind in ("shards", "conversations", "model")}
     return {
         "pretrain": {"shards": added["shards"]},
+        "pretrain-base": {"shards": added["shards"], "base": added["model"]},
         "sft": {"base": added["model"], "data": added["conversations"], "replay": added["shards"]},
     }
 
 
 def execute(store_folder: Path, inputs: Path, stage: str, report=None, changes=None, **runtime):
-    """Run a stage on the toy data through the store."""
+    """Run a stage on the toy data through the store; `pretrain-base` is pretrain with --base."""
     from caravan import stage as stages
     from caravan.store import Store
 
-    store = Store(store_folder)
-    cfg = stages.load("stages", stage).Config(**{**CONFIGS[stage], **(changes or {})})
+    store, name = Store(store_folder), stage.partition("-")[0]
+    cfg = stages.load("stages", name).Config(**{**CONFIGS[stage], **(changes or {})})
     rt = stages.Runtime(device="cpu", threads=1, **({"report": report} if report else {}), **runtime)
-    return stages.execute(store, stage, cfg, artefacts(store, inputs)[stage], rt)
+    return stages.execute(store, name, cfg, artefacts(store, inputs)[stage], rt)
 
 
 def _die() -> None:
