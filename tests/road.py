@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from caravan.data import shards
 from caravan.data.render import render
 from caravan.data.tokenizer import Tokenizer
 from caravan.engine.engine import Engine
@@ -123,6 +124,19 @@ class Road:
     def pairs(self) -> Artefact:
         return self.c.add(self.root / "pairs", "preferences")
 
+    @cached_property
+    def shards(self) -> Artefact:
+        """Twenty documents that repeat themselves, cut by the tokenizer."""
+        at = self.root / "shards"
+        self.tok.save(at / "tokenizer")
+        rows = list(shards.encode_documents([" ".join(WORDS[i % 5 :]) for i in range(20)], self.tok))
+        shards.write(at, {"train": rows, "heldout": rows[:5]}, self.tok.vocab_size)
+        return self.c.add(at, "shards")
+
+    def read_on(self, lr: float) -> Artefact:
+        few = {"steps": 3, "context": 16, "batch_tokens": 64, "micro_tokens": 32, "weight_decay": 0.0}
+        return self.c.pretrain(base=self.base, shards=self.shards, lr=lr, warmup_steps=0, **few, **FP32)
+
     def tune(self, lr: float, precision: str, **more: Any) -> Artefact:
         few = {"steps": 3, "batch_tokens": 512, "micro_tokens": 256, "lr": lr, "precision": precision}
         return self.c.sft(**{"base": self.base, "data": self.chats, **few, **more})
@@ -142,8 +156,8 @@ class Road:
 
     def reinforced(self, policy: Artefact, precision: str) -> Artefact:
         steps = {"steps": 2, "batch_prompts": 3, "max_new_tokens": 5, "micro_tokens": 128, "lr": 1e-3}
-        roles = {"policy": policy, "reward": self.judge, "prompts": self.chats}
-        return self.c.rl(**roles, **steps, precision=precision)
+        roles = {"policy": policy, "reward": self.judge, "prompts": self.chats, "ptx": self.shards}
+        return self.c.rl(**roles, **steps, ptx_tokens=32, precision=precision)
 
     @cached_property
     def dpo(self) -> Artefact:
