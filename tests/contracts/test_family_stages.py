@@ -105,10 +105,13 @@ def settings(config: Any) -> dict[str, Any]:
     and what can be said in several ways."""
     beside = (
         "dtype", "transformers_version", "_name_or_path", "id2label", "label2id",
-        "rope_parameters", "mlp_only_layers", "decoder_sparse_step", "text_config",
+        "rope_parameters", "mlp_only_layers", "decoder_sparse_step", "n_ctx",
     )  # fmt: skip
-    said = config.to_dict().items()
-    return {key: value for key, value in said if key not in beside and not key.endswith("token_id")}
+    return {
+        key: value
+        for key, value in config.to_dict().items()
+        if not (key in beside or key.endswith("token_id") or value is None or isinstance(value, dict))
+    }
 
 
 def opens_elsewhere(road: Road, folder: Path) -> None:
