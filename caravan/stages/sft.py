@@ -147,7 +147,7 @@ def run(cfg: Config, inputs: Mapping[str, Artefact], out: Path, rt: Runtime) -> 
     evaluate = _evaluation(held or examples[:64], cfg.micro_tokens)
     history = loop.run(trainee, loader, lm_loss, plan, rt, evaluate, say=machine.say)
     if machine.first:
-        save_model(model, out, base, machine.dtype)
+        save_model(model, out, base, machine.dtype, _generation(base, tok))
         tok.complete(out)
     final = history.best_eval if cfg.keep == "best" else history.last_eval
     return {
@@ -181,6 +181,14 @@ class Mixed:
 
     def normaliser(self, step: int) -> float:
         return sum(loader.normaliser(step) for loader in self.loaders)
+
+
+def _generation(base: Path, tok: Tokenizer) -> dict[str, Any]:
+    """The base's generation settings, and what now ends an answer where transformers and vLLM look for it: a
+    base model's own list has no end of turn."""
+    path = base / "generation_config.json"
+    said = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return {**said, "eos_token_id": sorted(tok.stop_ids)} if tok.stop_ids else said
 
 
 def _context(cfg: Config, spec: Spec, say: Callable[[str], None]) -> int:
