@@ -37,18 +37,31 @@ DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 
 def read_config(folder: Path | str) -> dict[str, Any]:
     """config.json of a model folder, with what its family reads beside it. Raises UserError if it is none."""
-    path = Path(folder) / "config.json"
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = _json(Path(folder) / "config.json")
     except FileNotFoundError:
         raise outside.without_config(Path(folder)) from None
-    except (ValueError, RecursionError, OSError) as error:
-        raise UserError(f"{path} is not JSON: {error}", "download or write it again") from None
-    if not isinstance(config, dict):
-        raise UserError(f"{path} is not a JSON object")
     kind = str(config.get("model_type"))
     beside = getattr(families.find(kind), "beside", None) if kind in families.names() else None
     return {**beside(Path(folder)), **config} if beside else config
+
+
+def read_generation(folder: Path | str) -> dict[str, Any]:
+    """generation_config.json of a model folder; {} without one. Raises UserError when it is not JSON."""
+    path = Path(folder) / "generation_config.json"
+    return _json(path) if path.exists() else {}
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise
+    except (ValueError, RecursionError, OSError) as error:
+        raise UserError(f"{path} is not JSON: {error}", "download or write it again") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{path} is not a JSON object")
+    return found
 
 
 def load_spec(folder: Path | str) -> Spec:

@@ -27,7 +27,7 @@ from caravan.data.pack import fit
 from caravan.data.render import Rendered, render
 from caravan.data.shards import Shards
 from caravan.data.tokenizer import Tokenizer
-from caravan.model.checkpoint import check_vocab, load_model, save_model
+from caravan.model.checkpoint import check_vocab, load_model, read_generation, save_model
 from caravan.model.sizes import suggested_lr
 from caravan.model.spec import Spec
 from caravan.stage import Runtime
@@ -186,8 +186,7 @@ class Mixed:
 def _generation(base: Path, tok: Tokenizer) -> dict[str, Any]:
     """The base's generation settings, and what now ends an answer where transformers and vLLM look for it: a
     base model's own list has no end of turn."""
-    path = base / "generation_config.json"
-    said = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    said = read_generation(base)
     return {**said, "eos_token_id": sorted(tok.stop_ids)} if tok.stop_ids else said
 
 
