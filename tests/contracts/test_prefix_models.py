@@ -58,7 +58,7 @@ def test_gptq_sees_what_the_model_will_see(tmp_path: Path) -> None:
     rows, lengths, batch = texts()
     sequences = [row[:n].tolist() for row, n in zip(rows, lengths, strict=True)]
     model = folder.load_source(tmp_path / "model")
-    seen = folder._Activations(model, sequences)
+    (seen,) = folder._entering(model, model, sequences)
     for i, block in enumerate(model.blocks):
         seen.hidden_ND = block(seen.hidden_ND, i, seen.angles, seen.attend)
     assert torch.allclose(model.norm(seen.hidden_ND), states(model, batch), atol=1e-5)
