@@ -231,8 +231,11 @@ def export_tensors(
     return {name: t.to("cpu").contiguous() for name, t in sorted(exported.items())}
 
 
-def export_config(model: Decoder, dtype: torch.dtype, architecture: str) -> dict[str, Any]:
-    """config.json of a model: keys it came with survive, what the Spec knows is written from the Spec."""
+def export_config(
+    model: Decoder, dtype: torch.dtype, architecture: str, tokenizer: Path | str | None = None
+) -> dict[str, Any]:
+    """config.json of a model: keys it came with survive, ids of special tokens are the tokenizer's, what the
+    Spec knows is written from the Spec (for ChatGLM-6B `bos_token_id` ends the prefix)."""
     family = families.find(model.family)
     made = family.config(replace(model.spec, tie=model.config.get("tie_word_embeddings", model.spec.tie))
                          if not model.spec.head else model.spec)  # fmt: skip
@@ -244,6 +247,7 @@ def export_config(model: Decoder, dtype: torch.dtype, architecture: str) -> dict
         kept.pop("auto_map", None)  # an alias is written as what it is, which needs no code of its own
     return {
         **kept,
+        **_special_ids(tokenizer),
         **made,
         "model_type": families.model_type(family),
         "architectures": [architecture],
@@ -266,8 +270,7 @@ def save_model(
     architecture = families.find(model.family).ARCHITECTURE
     if not model.spec.head:  # an encoder: whatever head the file had is written back with it
         architecture = (model.config.get("architectures") or [architecture])[0]
-    config = export_config(model, dtype, architecture)
-    config |= _special_ids(tokenizer)
+    config = export_config(model, dtype, architecture, tokenizer)
     write_tensors(export_tensors(model, dtype), folder)
     write_json(folder / "config.json", config)
     ids = {
@@ -388,13 +391,14 @@ def save_reward(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     decoder, head = model.decoder, model.score
-    config = export_config(decoder, dtype, families.classifier(families.find(decoder.family)))
+    architecture = families.classifier(families.find(decoder.family))
+    config = export_config(decoder, dtype, architecture, tokenizer)
     count = head.count if isinstance(head, PooledHead) else 1
     names = [f"LABEL_{i}" for i in range(count)]
     if count == 1 or len(config.get("id2label") or {}) != count:
         config |= {"id2label": {str(i): n for i, n in enumerate(names)}}
         config |= {"label2id": {n: i for i, n in enumerate(names)}}
-    config |= {"num_labels": count, "reward_bias": float(head.bias), **_special_ids(tokenizer)}
+    config |= {"num_labels": count, "reward_bias": float(head.bias)}
     if isinstance(head, PooledHead):
         tensors = export_tensors(decoder, dtype, head)
     else:
