@@ -11,7 +11,8 @@ class TextStream:
 
     `decode` maps ids to text. It is called on a short window only: what is new is the decoded window minus
     the decoded part of it that was already given, so tokenizers that treat the first token specially stay
-    right. A window that ends in U+FFFD may be half a character and waits for more."""
+    right. A window that ends in U+FFFD may be half a character and waits for more. So does one with nothing
+    new in it (a special token): without the word before, the next one would lose its space."""
 
     def __init__(self, decode: Callable[[list[int]], str], stop: Sequence[str] = ()) -> None:
         self._decode = decode
@@ -25,7 +26,7 @@ class TextStream:
         """Text that is safe to show now, and whether a stop text appeared (the text ends before it)."""
         self._ids.append(id)
         new = self._new_text()
-        if new.endswith("�"):
+        if not new or new.endswith("�"):
             return "", False
         self._ids, self._read = self._ids[self._read :], len(self._ids) - self._read
         return self._cut(new)

@@ -37,18 +37,31 @@ DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 
 def read_config(folder: Path | str) -> dict[str, Any]:
     """config.json of a model folder, with what its family reads beside it. Raises UserError if it is none."""
-    path = Path(folder) / "config.json"
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = _json(Path(folder) / "config.json")
     except FileNotFoundError:
         raise outside.without_config(Path(folder)) from None
-    except (ValueError, RecursionError, OSError) as error:
-        raise UserError(f"{path} is not JSON: {error}", "download or write it again") from None
-    if not isinstance(config, dict):
-        raise UserError(f"{path} is not a JSON object")
     kind = str(config.get("model_type"))
     beside = getattr(families.find(kind), "beside", None) if kind in families.names() else None
     return {**beside(Path(folder)), **config} if beside else config
+
+
+def read_generation(folder: Path | str) -> dict[str, Any]:
+    """generation_config.json of a model folder; {} without one. Raises UserError when it is not JSON."""
+    path = Path(folder) / "generation_config.json"
+    return _json(path) if path.exists() else {}
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise
+    except (ValueError, RecursionError, OSError) as error:
+        raise UserError(f"{path} is not JSON: {error}", "download or write it again") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{path} is not a JSON object")
+    return found
 
 
 def load_spec(folder: Path | str) -> Spec:
@@ -218,8 +231,11 @@ def export_tensors(
     return {name: t.to("cpu").contiguous() for name, t in sorted(exported.items())}
 
 
-def export_config(model: Decoder, dtype: torch.dtype, architecture: str) -> dict[str, Any]:
-    """config.json of a model: keys it came with survive, what the Spec knows is written from the Spec."""
+def export_config(
+    model: Decoder, dtype: torch.dtype, architecture: str, tokenizer: Path | str | None = None
+) -> dict[str, Any]:
+    """config.json of a model: keys it came with survive, ids of special tokens are the tokenizer's, what the
+    Spec knows is written from the Spec (for ChatGLM-6B `bos_token_id` ends the prefix)."""
     family = families.find(model.family)
     made = family.config(replace(model.spec, tie=model.config.get("tie_word_embeddings", model.spec.tie))
                          if not model.spec.head else model.spec)  # fmt: skip
@@ -231,6 +247,7 @@ def export_config(model: Decoder, dtype: torch.dtype, architecture: str) -> dict
         kept.pop("auto_map", None)  # an alias is written as what it is, which needs no code of its own
     return {
         **kept,
+        **_special_ids(tokenizer),
         **made,
         "model_type": families.model_type(family),
         "architectures": [architecture],
@@ -253,8 +270,7 @@ def save_model(
     architecture = families.find(model.family).ARCHITECTURE
     if not model.spec.head:  # an encoder: whatever head the file had is written back with it
         architecture = (model.config.get("architectures") or [architecture])[0]
-    config = export_config(model, dtype, architecture)
-    config |= _special_ids(tokenizer, model)
+    config = export_config(model, dtype, architecture, tokenizer)
     write_tensors(export_tensors(model, dtype), folder)
     write_json(folder / "config.json", config)
     ids = {
@@ -264,9 +280,8 @@ def save_model(
     copy_tokenizer(tokenizer, folder)
 
 
-def _special_ids(tokenizer: Path | str | None, model: Decoder) -> dict[str, int]:
-    """bos, eos and pad ids, by looking the token texts of tokenizer_config.json up in tokenizer.json; without
-    those that say how the model reads (where ChatGLM-6B's prefix ends), which are its own."""
+def _special_ids(tokenizer: Path | str | None) -> dict[str, int]:
+    """bos, eos and pad ids, by looking the token texts of tokenizer_config.json up in tokenizer.json."""
     if tokenizer is None or not (Path(tokenizer) / "tokenizer_config.json").exists():
         return {}
     named = json.loads((Path(tokenizer) / "tokenizer_config.json").read_text(encoding="utf-8"))
@@ -276,11 +291,11 @@ def _special_ids(tokenizer: Path | str | None, model: Decoder) -> dict[str, int]
         "added_tokens", []
     )
     ids = {token["content"]: token["id"] for token in added}
-    own, result = families.find(model.family).config(model.spec), {}
+    result = {}
     for role in ("bos", "eos", "pad"):
         text = named.get(f"{role}_token")
         text = text.get("content") if isinstance(text, dict) else text
-        if text in ids and f"{role}_token_id" not in own:
+        if text in ids:
             result[f"{role}_token_id"] = ids[text]
     return result
 
@@ -376,13 +391,14 @@ def save_reward(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     decoder, head = model.decoder, model.score
-    config = export_config(decoder, dtype, families.classifier(families.find(decoder.family)))
+    architecture = families.classifier(families.find(decoder.family))
+    config = export_config(decoder, dtype, architecture, tokenizer)
     count = head.count if isinstance(head, PooledHead) else 1
     names = [f"LABEL_{i}" for i in range(count)]
     if count == 1 or len(config.get("id2label") or {}) != count:
         config |= {"id2label": {str(i): n for i, n in enumerate(names)}}
         config |= {"label2id": {n: i for i, n in enumerate(names)}}
-    config |= {"num_labels": count, "reward_bias": float(head.bias), **_special_ids(tokenizer, decoder)}
+    config |= {"num_labels": count, "reward_bias": float(head.bias)}
     if isinstance(head, PooledHead):
         tensors = export_tensors(decoder, dtype, head)
     else:

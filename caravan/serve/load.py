@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from caravan.store import Store, file_digest
 from caravan.types import Message, Sampling, UserError
@@ -150,14 +150,12 @@ def load(
         tok=tok,
         context_length=decoder.spec.context,
         weights=weights,
-        defaults=_defaults(folder, temperature, max_tokens),
+        defaults=_defaults(checkpoint.read_generation(folder), temperature, max_tokens),
     )
 
 
-def _defaults(folder: Path, temperature: float | None, max_tokens: int) -> Sampling:
+def _defaults(said: Mapping[str, Any], temperature: float | None, max_tokens: int) -> Sampling:
     """What generation_config.json says, unless the user says otherwise."""
-    path = folder / "generation_config.json"
-    said = json.loads(path.read_text()) if path.is_file() else {}
     if temperature is None:
         greedy = said.get("do_sample") is False
         temperature = 0.0 if greedy else said.get("temperature")

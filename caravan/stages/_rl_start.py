@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -132,12 +131,6 @@ def load_ptx(
         )
     rows = [fit(render(c.messages, tok), context) for c in read_conversations(data / "train.jsonl")]
     return ExampleLoader([row for row in rows if row is not None], cfg.ptx_tokens, cfg.seed)
-
-
-def generation_config(folder: Path) -> dict[str, Any]:
-    """The generation settings a model came with; {} without any."""
-    path = folder / "generation_config.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
 # -- checkpoints ---------------------------------------------------------------------------------------------

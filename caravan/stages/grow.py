@@ -54,9 +54,7 @@ def run(cfg: Config, inputs: Mapping[str, Artefact], out: Path, rt: Runtime) -> 
         raise UserError(f"{rows} rows cannot hold {len(sources)} ids", "leave --rows out")
     made = grow.resize(model, sources, rows)
     made.config = grow.moved_ids(made.config, sources)
-    settings = source / "generation_config.json"
-    generation = json.loads(settings.read_text(encoding="utf-8")) if settings.exists() else {}
-    generation = grow.moved_ids(generation, sources)
+    generation = grow.moved_ids(checkpoint.read_generation(source), sources)
     out.mkdir(parents=True, exist_ok=True)
     copy_files(words, out)
     new.save(out)

@@ -29,11 +29,10 @@ from caravan.data.pack import GroupBatch
 from caravan.data.rankings import RankedGroups, load_rankings, need
 from caravan.data.tokenizer import Tokenizer
 from caravan.engine import score
-from caravan.model.checkpoint import check_vocab, load_model, save_model
+from caravan.model.checkpoint import check_vocab, load_model, read_generation, save_model
 from caravan.model.decoder import Decoder
 from caravan.model.sizes import suggested_lr
 from caravan.stage import Runtime
-from caravan.stages import _rl_start as start
 from caravan.stages.reward import accuracy_interval
 from caravan.store import Artefact
 from caravan.systems import loop, parallel, runtime, state
@@ -154,7 +153,7 @@ def run(cfg: Config, inputs: Mapping[str, Artefact], out: Path, rt: Runtime) -> 
     )
     history = loop.run(trainee, loader, loss, plan, rt, evaluate if len(held) else None, say=machine.say)
     if machine.first:
-        save_model(model, out, policy, machine.dtype, start.generation_config(policy))
+        save_model(model, out, policy, machine.dtype, read_generation(policy))
         tok.complete(out)
     return {
         "prompts": len(train),

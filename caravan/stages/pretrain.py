@@ -25,7 +25,7 @@ from caravan.algos.schedule import Schedule, ScheduleKind, batch_tokens_at
 from caravan.data.loader import PretrainLoader, shard_batches
 from caravan.data.rows import Packing
 from caravan.data.tokenizer import Tokenizer
-from caravan.model.checkpoint import check_vocab, load_model, save_model
+from caravan.model.checkpoint import check_vocab, load_model, read_generation, save_model
 from caravan.model.decoder import Decoder
 from caravan.model.grow import TABLES
 from caravan.model.sizes import Reason, derive, fresh, suggested_lr
@@ -141,7 +141,8 @@ def run(cfg: Config, inputs: Mapping[str, Artefact], out: Path, rt: Runtime) -> 
         fresh_vocab=spec.vocab if base is None else None, say=machine.say, about=about,
     )  # fmt: skip
     if machine.first:
-        save_model(model, out, base or sources.tokenizer, machine.dtype)
+        said = read_generation(base) if base is not None else None
+        save_model(model, out, base or sources.tokenizer, machine.dtype, said)
         if base is not None:
             tok.complete(out)
     final = history.best_eval if cfg.keep == "best" else history.last_eval

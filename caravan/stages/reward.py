@@ -162,7 +162,7 @@ def fresh(decoder: Decoder, seed: int) -> RewardModel:
     """The decoder (or encoder) without its vocabulary head, and a new scalar head of std 1/sqrt(d+1)."""
     head = fresh_head(decoder, torch.Generator().manual_seed(seed))
     decoder.spec = replace(decoder.spec, head=False)
-    for part in getattr(decoder, "HEADS", ("head",)):
+    for part in getattr(decoder, "HEADS", ("head", "tied_bias")):
         setattr(decoder, part, None)
     return RewardModel(decoder, head.to(decoder.embed.weight.device))
 

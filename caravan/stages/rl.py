@@ -32,7 +32,7 @@ from caravan.algos import kl as kl_algo
 from caravan.algos.rl import ppo
 from caravan.algos.schedule import Schedule, ScheduleKind, lr_at
 from caravan.data.tokenizer import Tokenizer
-from caravan.model.checkpoint import save_model
+from caravan.model.checkpoint import read_generation, save_model
 from caravan.stage import Runtime
 from caravan.stages import _rl as parts
 from caravan.stages import _rl_start as start
@@ -185,6 +185,6 @@ def run(cfg: Config, inputs: Mapping[str, Artefact], out: Path, rt: Runtime) -> 
 
     if machine.first:
         source = inputs["policy"].path
-        save_model(policy, out, source, machine.dtype, start.generation_config(source))
+        save_model(policy, out, source, machine.dtype, read_generation(source))
         tok.complete(out)
     return {**parts.facts(rt.work / "metrics.jsonl"), **prompts.facts, "kl_coefficient": control.value}

@@ -27,7 +27,7 @@ from caravan.data.pack import fit
 from caravan.data.render import Rendered, render
 from caravan.data.shards import Shards
 from caravan.data.tokenizer import Tokenizer
-from caravan.model.checkpoint import check_vocab, load_model, save_model
+from caravan.model.checkpoint import check_vocab, load_model, read_generation, save_model
 from caravan.model.sizes import suggested_lr
 from caravan.model.spec import Spec
 from caravan.stage import Runtime
@@ -147,7 +147,7 @@ def run(cfg: Config, inputs: Mapping[str, Artefact], out: Path, rt: Runtime) -> 
     evaluate = _evaluation(held or examples[:64], cfg.micro_tokens)
     history = loop.run(trainee, loader, lm_loss, plan, rt, evaluate, say=machine.say)
     if machine.first:
-        save_model(model, out, base, machine.dtype)
+        save_model(model, out, base, machine.dtype, _generation(base, tok))
         tok.complete(out)
     final = history.best_eval if cfg.keep == "best" else history.last_eval
     return {
@@ -181,6 +181,13 @@ class Mixed:
 
     def normaliser(self, step: int) -> float:
         return sum(loader.normaliser(step) for loader in self.loaders)
+
+
+def _generation(base: Path, tok: Tokenizer) -> dict[str, Any]:
+    """The base's generation settings, and what now ends an answer where transformers and vLLM look for it: a
+    base model's own list has no end of turn."""
+    said = read_generation(base)
+    return {**said, "eos_token_id": sorted(tok.stop_ids)} if tok.stop_ids else said
 
 
 def _context(cfg: Config, spec: Spec, say: Callable[[str], None]) -> int:

@@ -6,7 +6,6 @@ The result is the start of further training. `split` keeps the number of weights
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,9 +56,7 @@ def run(cfg: Config, inputs: Mapping[str, Artefact], out: Path, rt: Runtime) -> 
     make = upcycle.split if cfg.method == "split" else upcycle.copies
     std = {} if cfg.router_std is None else {"router_std": cfg.router_std}
     made = make(model, cfg.experts, cfg.top_k, aux_coef=cfg.aux_coef, seed=cfg.seed, **std)
-    settings = source / "generation_config.json"
-    generation = json.loads(settings.read_text(encoding="utf-8")) if settings.exists() else None
-    checkpoint.save_model(made, out, source, dtype, generation)
+    checkpoint.save_model(made, out, source, dtype, checkpoint.read_generation(source))
     copy_files(source, out)
     layers = made.spec.layers
     moe = [layer.ffn.moe for layer in layers if layer.ffn is not None and layer.ffn.moe is not None]

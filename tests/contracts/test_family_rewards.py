@@ -4,16 +4,18 @@ both directions, and a model saved without its head is found again."""
 from __future__ import annotations
 
 import importlib
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from caravan.kernels.attention import Segments
 from caravan.model import checkpoint, families
+from caravan.stages import reward
 from caravan.types import Batch, UserError
 from tests import families as tiny
 
@@ -72,6 +74,35 @@ def test_a_classifier_with_one_label_is_a_reward_model(name: str, tmp_path: Path
     again.config.pad_token_id = 0
     with torch.no_grad():
         assert torch.allclose(again.eval()(input_ids=ids_BT).logits[:, 0], want, atol=1e-6)
+
+
+def writers() -> list[tuple[str, tiny.Case]]:
+    """Every decoder's first case, with a class or without."""
+    found: dict[str, tiny.Case] = {}
+    for name, case in tiny.cases():
+        if not hasattr(families.find(name), "POOL") and case.load is None:
+            found.setdefault(name, case)
+    return list(found.items())
+
+
+@pytest.mark.parametrize(("name", "case"), writers(), ids=[name for name, _ in writers()])
+def test_a_new_reward_model_is_read_again(name: str, case: tiny.Case, tmp_path: Path) -> None:
+    """A head's own bias, its norms, heads for other tasks: no part of the head of words is left."""
+    source = tmp_path / "source"
+    if case.hf is not None:
+        case.hf().save_pretrained(source)
+        (case.disguise or id)(source)
+    else:
+        assert case.config and case.tensors
+        source.mkdir()
+        (source / "config.json").write_text(json.dumps(case.config))
+        save_file(case.tensors(), source / "model.safetensors", metadata={"format": "pt"})
+    model = reward.fresh(checkpoint.load_model(source), 0).eval()
+    checkpoint.save_reward(model, tmp_path / "judge", dtype=torch.float32)
+    again = checkpoint.load_reward(tmp_path / "judge").eval()
+    ids_BT = (case.ids or tiny.ids)()
+    with torch.no_grad():
+        assert torch.equal(again.scores(batch(ids_BT)), model.scores(batch(ids_BT)))
 
 
 @pytest.mark.parametrize("name", decoders())

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
@@ -69,6 +70,28 @@ def test_gptq_sees_what_the_model_will_see(tmp_path: Path) -> None:
     folder.write(tmp_path / "model", tmp_path / "out", model, grid, weights)
     again = checkpoint.load_model(tmp_path / "out")
     assert torch.allclose(states(again, batch), states(model, batch), atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("judge", [False, True])
+def test_another_token_named_bos_does_not_move_the_prefix(judge: bool, tmp_path: Path) -> None:
+    """The family calls the end of its prefix `bos_token_id`; a tokenizer beside it may mean another by it."""
+    source(tmp_path / "model")
+    vocab = {f"w{i}": i for i in range(5)}
+    special = [{"id": i, "content": text, "special": True} for i, text in ((0, "<pad>"), (4, "<s>"))]
+    definition = {"model": {"type": "WordLevel", "vocab": vocab, "unk_token": "w0"}, "added_tokens": special}
+    (tmp_path / "model/tokenizer.json").write_text(json.dumps(definition))
+    named = {"bos_token": "<s>", "pad_token": "<pad>"}
+    (tmp_path / "model/tokenizer_config.json").write_text(json.dumps(named))
+    model = checkpoint.load_model(tmp_path / "model")
+    assert model.spec.prefix_token != 4
+    if judge:
+        head = ScoreHead(model.spec.out_dim, generator=torch.Generator().manual_seed(3))
+        checkpoint.save_reward(RewardModel(model, head), tmp_path / "out", tmp_path / "model")
+    else:
+        checkpoint.save_model(model, tmp_path / "out", tmp_path / "model")
+    assert checkpoint.load_spec(tmp_path / "out").prefix_token == model.spec.prefix_token
+    assert checkpoint.read_config(tmp_path / "out")["pad_token_id"] == 0
 
 
 def states(model: Decoder, batch: Batch) -> Tensor:

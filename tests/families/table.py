@@ -37,6 +37,12 @@ transformers, and its weight rules name every tensor of its files, in both direc
   `aot_eager`: it traces forward and backward as inductor does, but writes no kernels, which are torch's
   business and take minutes per model.
 
+Every family that writes text also goes through the stages (`tests/contracts/test_family_stages.py`, by
+`pytest -m slow`): `merge` and a training rate of zero hand it back bit for bit; `sft` in fp32 and bf16, with
+AdamW, Muon and layers computed again, `reward`, `prefer`, `rl` in fp32 and bf16, `evaluate`, `quantize` to 8
+and 4 bits, `grow`, `serve` and `inspect` take it; and what comes out is opened by the class or read by the
+oracle, which says what we say, every word of a served greedy answer included.
+
 `yes` means every case; a number points to the note that says why a case leaves the check out.
 """
 

@@ -122,6 +122,9 @@ def test_tokenizer_that_strips_the_first_space_is_followed() -> None:
 
     stream = TextStream(decode)
     assert [stream.push(i)[0] for i in range(4)] == ["hello", " wor", "ld", " x"]
+    words.append("")  # a special token, which is skipped: the space behind it is not the first
+    stream = TextStream(decode)
+    assert [stream.push(i)[0] for i in (4, 0, 4, 4, 1, 2)] == ["", "hello", "", "", " wor", "ld"]
 
 
 def test_abort_frees_everything_within_the_call(model: Decoder) -> None:

@@ -132,12 +132,34 @@ def test_bfloat16_comes_out_as_bfloat16(fp32: bool) -> None:
     assert ((got - want).abs().max() / want.std()).item() < 0.15
 
 
-def test_attend_gets_full_heads_and_narrow_values() -> None:
-    seen = {}
+class Kept(Segments):
+    """An `attend` that keeps what it is given, as generation does."""
 
-    def attend(index: int, q: Tensor, k: Tensor, v: Tensor, attn: Attn) -> Tensor:
-        seen.update(index=index, shapes=[tuple(t.shape) for t in (q, k, v)], scale=attn.scale)
-        return v
+    whole = False
 
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("q_rank", [7, None])
+def test_over_latents_it_is_the_same_loop(q_rank: int | None, bias: bool) -> None:
+    m = mixer(q_rank, bias)
+    x = torch.randn(9, D, dtype=torch.float64)
+    got = m(x, 0, angles([0, 1, 2, 3, 4, 5, 0, 1, 2]), Kept((6, 3)))
+    assert torch.allclose(got, oracle(m, x, (6, 3)), atol=1e-12)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_attend_gets_full_heads_or_what_they_are_made_from(whole: bool) -> None:
+    seen: dict[str, Any] = {}
+
+    class Attend(Segments):
+        def __call__(self, index: int, q: Tensor, k: Tensor, v: Tensor, attn: Attn) -> Tensor:
+            seen.update(index=index, shapes=[tuple(t.shape) for t in (q, k, v)], scale=attn.scale)
+            return v.expand(-1, q.shape[1], -1)
+
+    attend = Attend((2,))
+    attend.whole = whole
     mixer()(torch.randn(2, D, dtype=torch.float64), 4, angles([0, 1]), attend)
-    assert seen == {"index": 4, "shapes": [(2, 3, 10), (2, 3, 10), (2, 3, 5)], "scale": 0.3}
+    latent, rotary = 8, ROPE
+    full = [(2, 3, NOPE + ROPE), (2, 3, NOPE + ROPE), (2, 3, V)]
+    narrow = [(2, 3, latent + rotary), (2, 1, latent + rotary), (2, 1, latent)]
+    assert seen == {"index": 4, "shapes": full if whole else narrow, "scale": 0.3}

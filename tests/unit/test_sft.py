@@ -1,6 +1,7 @@
 """What sft does with data that does not fit, and what it inherits."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -123,6 +124,19 @@ def test_a_chat_template_is_chosen_by_name(tmp_path, inputs):
     (tmp_path / "again").mkdir()
     with pytest.raises(UserError, match="no chat template 'zefyr'"):
         run(tmp_path / "again", inputs, chats, steps=1, template="zefyr")
+
+
+def test_settings_of_generation_stay_and_the_end_of_a_turn_is_added(tmp_path, inputs):
+    from caravan.data.tokenizer import Tokenizer
+
+    shutil.copytree(inputs / "model", tmp_path / "model")
+    tok = Tokenizer.load(tmp_path / "model")
+    assert tok.end_of_turn != tok.eos
+    settings = {"temperature": 0.6, "eos_token_id": tok.eos}
+    (tmp_path / "model" / "generation_config.json").write_text(json.dumps(settings))
+    run(tmp_path, tmp_path, data(tmp_path / "data", ("1+1?", "2")), steps=1)
+    said = json.loads((tmp_path / "out" / "generation_config.json").read_text())
+    assert said == said | {"temperature": 0.6, "eos_token_id": sorted([tok.eos, tok.end_of_turn])}
 
 
 @pytest.fixture(scope="module")
