@@ -135,6 +135,8 @@ def test_every_stage_keeps_the_protocol(name: str) -> None:
     )
     assert isinstance(stage.literal(path, "VERSION"), int)
     module = stage.load("stages", name)
+    shares = "runtime.setup(" in path.read_text(encoding="utf-8")
+    assert getattr(module, "RANKS", False) == shares, "ranks that meet must all be there"
     assert inputs == module.INPUTS and output == module.OUTPUT and callable(module.run)
     cls = module.Config
     assert dataclasses.is_dataclass(cls) and cls.__dataclass_params__.frozen  # type: ignore[attr-defined]

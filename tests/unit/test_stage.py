@@ -110,7 +110,10 @@ def _job(root: str) -> str:
     return count(Store(root)).id
 
 
-def test_two_ranks_run_together_and_one_publishes(store: Store, tmp_path: Path) -> None:
+@pytest.mark.parametrize("alone", [False, True])
+def test_two_ranks_run_together_and_one_publishes(store: Store, tmp_path: Path, alone: bool) -> None:
+    """Of a stage that does not share its work among ranks, the first alone runs it: two writers of one work
+    folder would take each other's files away."""
     store.add(store.root.parent / "lines.txt")
     code = (
         "import sys; sys.path.insert(0, sys.argv[2]); import test_stage; print(test_stage._job(sys.argv[1]))"
@@ -121,11 +124,12 @@ def test_two_ranks_run_together_and_one_publishes(store: Store, tmp_path: Path) 
     for rank in ("1", "0"):
         env = {**os.environ, "RANK": rank, "WORLD_SIZE": "2", "MASTER_PORT": "1", "COUNTING_LOG": str(log)}
         env |= {"COUNTING_SLEEPS": "0.02", "PYTHONPATH": str(Path(here).parents[1])}
+        env |= {"COUNTING_ALONE": "1"} if alone else {}
         words = [sys.executable, "-c", code, str(store.root), here]
         ranks.append(subprocess.Popen(words, env=env, stdout=subprocess.PIPE, text=True))
     answers = {process.communicate(timeout=180)[0] for process in ranks}
     assert len(answers) == 1 and answers != {""}
-    assert len(log.read_text().splitlines()) == 2, "both ranks ran"
+    assert len(log.read_text().splitlines()) == (1 if alone else 2)
     (art,) = store.ls("corpus")
     assert art.manifest["ranks"] == 2 and not list(store.root.glob("runs/*"))
 
