@@ -43,7 +43,8 @@ def read_config(folder: Path | str) -> dict[str, Any]:
         raise outside.without_config(Path(folder)) from None
     kind = str(config.get("model_type"))
     beside = getattr(families.find(kind), "beside", None) if kind in families.names() else None
-    return {**beside(Path(folder)), **config} if beside else config
+    found = beside(Path(folder)) if beside else {}
+    return config | {key: value for key, value in found.items() if config.get(key) is None}
 
 
 def read_generation(folder: Path | str) -> dict[str, Any]:

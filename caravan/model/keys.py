@@ -54,6 +54,14 @@ def size(config: Config, *names: str, default: Any = MISSING) -> int:
     return value
 
 
+def token(config: Config, name: str, rows: int) -> int | None:
+    """The id of one of `rows` words; None when absent or null."""
+    value = config.get(name)
+    if value is not None and (type(value) is not int or not 0 <= value < rows):
+        raise wrong(name, value, f"a token id below {rows}")
+    return value
+
+
 def real(config: Config, *names: str, default: Any = MISSING) -> float:
     """A finite number."""
     name, value = find(config, names, default)

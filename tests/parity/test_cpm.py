@@ -184,11 +184,29 @@ def test_ids_of_a_bees_tokens_are_read_from_its_vocabulary(tmp_path: Path) -> No
     (tmp_path / "vocab.txt").write_text("<pad>\n\n<s>\n</s>\nword\n<ans>\n")
     spec = checkpoint.load_spec(tmp_path)
     assert (spec.bos, spec.prefix_token) == (1, 4), "empty lines do not count"
+    empty = {"bos_token_id": None, "answer_token_id": None}
+    (tmp_path / "config.json").write_text(json.dumps(bare | empty))
+    assert checkpoint.load_spec(tmp_path) == spec, "null says nothing"
     save_file(cpmbee.weights(), tmp_path / "model.safetensors")
     checkpoint.save_model(checkpoint.load_model(tmp_path), tmp_path / "out", dtype=torch.float32)
     assert checkpoint.load_spec(tmp_path / "out") == spec
     (tmp_path / "config.json").write_text(json.dumps(bare | {"position_bias_num_segment_buckets": 18}))
     with pytest.raises(UserError, match="position_bias_num_segment_buckets"):
+        checkpoint.load_spec(tmp_path)
+
+
+@pytest.mark.parametrize("value", ["x", [1], 1.0, True, -1, VOCAB])
+@pytest.mark.parametrize("key", ["bos_token_id", "answer_token_id"])
+def test_ids_that_are_none_are_refused(key: str, value: Any, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(cpmbee.BEE | {key: value}))
+    with pytest.raises(UserError, match=f"'{key}' is .*, wanted a token id below {VOCAB}"):
+        checkpoint.load_spec(tmp_path)
+
+
+def test_a_bees_vocabulary_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(cpmbee.BEE))
+    (tmp_path / "vocab.txt").write_bytes(b"\xff\xfe<s>")
+    with pytest.raises(UserError, match=r"vocab\.txt is not UTF-8"):
         checkpoint.load_spec(tmp_path)
 
 

@@ -30,9 +30,10 @@ def spec(config: Mapping[str, Any]) -> CpmSpec:
     """config.json -> CpmSpec. The head is a matrix of its own although `tie_word_embeddings` may say true:
     the embedding has prompt rows besides the vocabulary. Texts are read both ways up to the first token
     `answer_token_id`, a key of ours."""
-    types, answer = keys.size(config, "segment_types", default=32), config.get("answer_token_id")
+    made, types = common(config), keys.size(config, "segment_types", default=32)
+    answer = keys.token(config, "answer_token_id", made["vocab"])
     return CpmSpec(
-        **common(config),
+        **made,
         type_vocab=types,
         segments=types,
         prefix_token=-1 if answer is None else answer,

@@ -9,6 +9,7 @@ from typing import Any
 from caravan.model import keys
 from caravan.model.encoders.cpm import FLAT_EDGES, Bee, CpmSpec
 from caravan.model.families import cpmant
+from caravan.types import UserError
 
 ARCHITECTURE = "CpmBeeForCausalLM"
 CLASSIFIER = None
@@ -30,11 +31,14 @@ drop rotary_emb\.inv_freq$
 
 
 def beside(folder: Path) -> dict[str, Any]:
-    """Ids of `<s>`, `</s>` and `<ans>`, which the release keeps in vocab.txt only."""
+    """Ids of `<s>`, `</s>` and `<ans>`, which the release keeps in vocab.txt only. Raises UserError."""
     path = folder / "vocab.txt"
     if not path.is_file():
         return {}
-    lines = [line for line in path.read_text(encoding="utf-8").split("\n") if line]
+    try:
+        lines = [line for line in path.read_text(encoding="utf-8").split("\n") if line]
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8: {error}", "download it again") from None
     return {f"{name}_token_id": lines.index(text) for text, name in TOKENS.items() if text in lines}
 
 
@@ -44,10 +48,10 @@ def spec(config: Mapping[str, Any]) -> CpmSpec:
     if masks and not all(all(pair) for pair in masks):
         raise keys.unsupported("mask_modules", masks, ["null"])
     edges = keys.size(config, "position_bias_num_segment_buckets", default=32)
-    bos, answer = (config.get(f"{name}_token_id") for name in ("bos", "answer"))
+    common = cpmant.common(config)
+    bos, answer = (keys.token(config, f"{name}_token_id", common["vocab"]) for name in ("bos", "answer"))
     if bos is not None and edges < FLAT_EDGES:
         raise keys.wrong("position_bias_num_segment_buckets", edges, f"at least {FLAT_EDGES}")
-    common = cpmant.common(config)
     return CpmSpec(
         **common,
         embed_scale=common["d"] ** -0.5,
