@@ -317,11 +317,18 @@ def prefix(spec: Spec, ids: Sequence[int]) -> int:
     return min(len(ids), list(ids).index(spec.prefix_token) + spec.prefix_more)
 
 
-def prefixes(spec: Spec, ids_N: Tensor, lengths: Sequence[int]) -> tuple[int, ...] | None:
-    """`prefix` of each segment; None for models without such a token."""
+def prefixes(
+    spec: Spec, ids_N: Tensor, lengths: Sequence[int], weight_N: Tensor | None = None
+) -> tuple[int, ...] | None:
+    """`prefix` of each segment; None for models without such a token. What is to be predicted (the tokens
+    behind the first weight) is no part of it, as when it is written: a prefix would show it."""
     if spec.prefix_token is None:
         return None
-    return tuple(prefix(spec, row.tolist()) for row in ids_N.split(list(lengths)))
+    rows = [row.tolist() for row in ids_N.split(list(lengths))]
+    if weight_N is not None:
+        for row, weights in zip(rows, weight_N.split(list(lengths)), strict=True):
+            del row[1 + next((t for t, w in enumerate(weights.tolist()) if w), len(row)) :]
+    return tuple(prefix(spec, row) for row in rows)
 
 
 def _streams(pos_N: Tensor, lengths: Sequence[int], attend: Attend | None, sections: Sequence[int]) -> Tensor:

@@ -26,13 +26,13 @@ def hidden_states(model: Any, batch: Batch) -> tuple[Tensor, Segments]:
     On CPUs in bf16 the batch is read with up to ROUND - 1 tokens behind it, as a segment of their own that
     nobody sees. Not where experts are chosen: their statistics would count those tokens.
     """
-    ids_N, pos_N, lengths = batch.ids_N, batch.pos_N, batch.lengths
+    ids_N, pos_N, lengths, weight_N = batch.ids_N, batch.pos_N, batch.lengths, batch.weight_N
     more = -len(ids_N) % ROUND if _rounds(model) else 0
     if more:
         # All at position 0: a table of positions may be shorter than they are many.
-        ids_N, pos_N = F.pad(ids_N, (0, more)), F.pad(pos_N, (0, more))
+        ids_N, pos_N, weight_N = (F.pad(x, (0, more)) for x in (ids_N, pos_N, weight_N))
         lengths = (*lengths, more)
-    attend = Segments(lengths, ids_N.device, prefixes(model.spec, ids_N, lengths))
+    attend = Segments(lengths, ids_N.device, prefixes(model.spec, ids_N, lengths, weight_N))
     hidden_ND = model(ids_N, pos_N, attend)
     return hidden_ND[: len(hidden_ND) - more], attend
 

@@ -12,11 +12,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from caravan.compress import folder
+from caravan.data.pack import lm_batch
+from caravan.data.render import Rendered
+from caravan.engine.engine import Engine
+from caravan.engine.score import logprobs
 from caravan.kernels.attention import Segments
 from caravan.model import checkpoint
 from caravan.model.decoder import Decoder, prefixes
 from caravan.model.heads import RewardModel, ScoreHead
-from caravan.types import Batch
+from caravan.types import Batch, Sampling
 from tests.families import chatglm
 
 
@@ -92,6 +96,28 @@ def test_another_token_named_bos_does_not_move_the_prefix(judge: bool, tmp_path:
         checkpoint.save_model(model, tmp_path / "out", tmp_path / "model")
     assert checkpoint.load_spec(tmp_path / "out").prefix_token == model.spec.prefix_token
     assert checkpoint.read_config(tmp_path / "out")["pad_token_id"] == 0
+
+
+@torch.no_grad()
+def test_an_answer_that_holds_the_start_is_scored_as_it_was_written(tmp_path: Path) -> None:
+    """Its own start token ends no prefix, neither where the prompt has none nor where it has: whoever writes
+    does not know it yet, and a prefix that reached so far would show the scored tokens."""
+    source(tmp_path / "model")
+    model = checkpoint.load_model(tmp_path / "model").eval()
+    start, draw = chatglm.START, torch.Generator().manual_seed(1)
+    prompts = [torch.randint(start + 1, 90, (n,), generator=draw).tolist() for n in range(1, 9)]
+    prompts += [[*prompt, start] for prompt in prompts[:2]]
+    made = Engine(model, stop_ids=frozenset()).generate(
+        prompts, Sampling(temperature=5.0, max_tokens=40, seed=1), n=3
+    )
+    found = 0
+    for prompt, answers in zip(prompts, made, strict=True):
+        for answer in answers:
+            ids, mask = [*prompt, *answer.ids], [False] * len(prompt) + [True] * len(answer.ids)
+            said, _ = logprobs(model, lm_batch([Rendered(ids, mask)]), temperature=5.0)
+            assert torch.allclose(said, torch.tensor(answer.logprobs), atol=1e-4)
+            found += start in answer.ids[1:] and start not in prompt
+    assert found > 1
 
 
 def states(model: Decoder, batch: Batch) -> Tensor:

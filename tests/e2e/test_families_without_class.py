@@ -253,7 +253,7 @@ def test_it_is_evaluated(road: Road) -> None:
 def logits(folder: Path, ids: list[int]) -> torch.Tensor:
     """[T, V] of one text at once, as in training."""
     model = checkpoint.load_model(folder).eval()
-    hidden, _ = hidden_states(model, lm_batch([Rendered(ids, [True] * len(ids))]))
+    hidden, _ = hidden_states(model, lm_batch([Rendered(ids, [False] * len(ids))]))
     return model.logits(hidden)
 
 
