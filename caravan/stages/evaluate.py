@@ -43,6 +43,7 @@ INPUTS = {
 OUTPUT = "evaluation"
 USES = {"tasks": "evals/tasks"}
 VERSION = 2
+RANKS = True
 
 
 @dataclass(frozen=True, kw_only=True)

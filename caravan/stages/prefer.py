@@ -44,6 +44,7 @@ INPUTS = {"policy": "model", "data": "preferences"}
 OUTPUT = "model"
 USES = {"algo": "algos/preference"}
 VERSION = 1
+RANKS = True
 
 
 @dataclass(frozen=True, kw_only=True)

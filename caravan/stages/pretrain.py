@@ -41,6 +41,7 @@ INPUTS = {"shards": "shards+", "base": "model?"}
 OUTPUT = "model"
 USES: dict[str, str] = {}
 VERSION = 1
+RANKS = True
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -46,6 +46,7 @@ INPUTS = {"base": "model", "data": "preferences", "references": "conversations?"
 OUTPUT = "reward"
 USES: dict[str, str] = {}
 VERSION = 1
+RANKS = True
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -45,6 +45,7 @@ INPUTS = {"policy": "model", "reward": "reward", "prompts": "conversations", "pt
 OUTPUT = "model"
 USES = {"algo": "algos/rl"}
 VERSION = 1
+RANKS = True
 
 
 @dataclass(frozen=True, kw_only=True)

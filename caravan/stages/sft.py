@@ -40,6 +40,7 @@ INPUTS = {"base": "model", "data": "conversations", "replay": "shards?"}
 OUTPUT = "model"
 USES: dict[str, str] = {}
 VERSION = 1
+RANKS = True
 
 
 @dataclass(frozen=True, kw_only=True)
