@@ -6,7 +6,8 @@
     OUTPUT   kind of what comes out
     USES     config field -> registry folder it names a module of ("algos/rl"); its VERSION enters the key
     VERSION  raised by hand when the same question should get a new answer
-    RANKS    True where the ranks of one launch (torchrun) share the work; else rank 0 does it alone
+    RANKS    True where the processes of a launch (torchrun) work together; otherwise the first one runs the
+             stage and the others wait for what comes out. It may be left out
     run      (cfg, inputs, out, rt) -> facts; writes only into `out`, checkpoints and metrics into `rt.work`
 
 The folder is the registry: `load("stages", "sft")` is caravan/stages/sft.py; a dotted name is somebody's own
@@ -366,12 +367,15 @@ def _launch() -> str:
 
 
 def _follow(store: Store, question: Question, rt: Runtime) -> Artefact:
-    """Wait until rank 0 runs this question, run with it into a folder to throw away, wait for its answer."""
+    """Wait until rank 0 runs this question, run with it into a folder to throw away, wait for its answer.
+    Where the stage has no work for several, wait for the answer alone."""
+    if not getattr(question.stage, "RANKS", False):
+        for _ in _until_answered(store, question):
+            pass
     work = store.run_folder(question.name, question.key)
-    shared = getattr(question.stage, "RANKS", False)
     for _ in _until_answered(store, question):
         with contextlib.suppress(OSError):
-            if shared and (work / "leader").read_text() == _launch():
+            if (work / "leader").read_text() == _launch():
                 break
     else:
         hit = store.find(question.key)

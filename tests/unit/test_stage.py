@@ -110,10 +110,9 @@ def _job(root: str) -> str:
     return count(Store(root)).id
 
 
-@pytest.mark.parametrize("alone", [False, True])
-def test_two_ranks_run_together_and_one_publishes(store: Store, tmp_path: Path, alone: bool) -> None:
-    """Of a stage that does not share its work among ranks, the first alone runs it: two writers of one work
-    folder would take each other's files away."""
+@pytest.mark.parametrize("together", [True, False])
+def test_two_ranks_give_one_answer(together: bool, store: Store, tmp_path: Path) -> None:
+    """Run by both where the stage says that it can be, and by the first alone otherwise."""
     store.add(store.root.parent / "lines.txt")
     code = (
         "import sys; sys.path.insert(0, sys.argv[2]); import test_stage; print(test_stage._job(sys.argv[1]))"
@@ -124,14 +123,20 @@ def test_two_ranks_run_together_and_one_publishes(store: Store, tmp_path: Path, 
     for rank in ("1", "0"):
         env = {**os.environ, "RANK": rank, "WORLD_SIZE": "2", "MASTER_PORT": "1", "COUNTING_LOG": str(log)}
         env |= {"COUNTING_SLEEPS": "0.02", "PYTHONPATH": str(Path(here).parents[1])}
-        env |= {"COUNTING_ALONE": "1"} if alone else {}
+        env |= {"COUNTING_TOGETHER": "yes"} if together else {}
         words = [sys.executable, "-c", code, str(store.root), here]
         ranks.append(subprocess.Popen(words, env=env, stdout=subprocess.PIPE, text=True))
     answers = {process.communicate(timeout=180)[0] for process in ranks}
     assert len(answers) == 1 and answers != {""}
-    assert len(log.read_text().splitlines()) == (1 if alone else 2)
+    assert len(log.read_text().splitlines()) == (2 if together else 1)
     (art,) = store.ls("corpus")
     assert art.manifest["ranks"] == 2 and not list(store.root.glob("runs/*"))
+
+
+def test_a_stage_whose_ranks_join_a_group_says_so() -> None:
+    for path in sorted((stage.PACKAGE / "stages").glob("[a-z]*.py")):
+        joins = "runtime.setup(" in path.read_text(encoding="utf-8")
+        assert (stage.literal(path, "RANKS") is True) == joins, path.name
 
 
 def test_a_full_disk_leaves_nothing_and_the_checkpoint(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,7 @@ INPUTS = {"raw": "raw", "extra": "raw|corpus?"}
 OUTPUT = "corpus"
 USES: dict[str, str] = {}
 VERSION = 1
-RANKS = "COUNTING_ALONE" not in os.environ
+RANKS = "COUNTING_TOGETHER" in os.environ
 
 
 @dataclass(frozen=True, kw_only=True)
