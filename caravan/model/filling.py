@@ -1,8 +1,9 @@
 """From the tensors of files to the parameters of a model, one after another.
 
 Parameters are allocated once, in the type and on the device where they stay, and each source is read straight
-into its rows: the rules read backwards take an empty parameter apart into views of itself. Only where a rule
-reorders rows is a source read first and copied then. So memory holds the weights and one tensor more.
+into its rows: the rules read backwards take an empty parameter apart into views of itself. Where a rule
+reorders rows, one source after another is read and its rows put where they belong; only where it looks at
+columns are all sources of a parameter read first. So memory holds the weights and one tensor more.
 
 What is read straight is read in the order of the files, by a few threads that each take one stretch: fetching
 pages from the disk and copying them into fresh memory cost about the same, and so they overlap.
@@ -57,6 +58,13 @@ def fill(
         if straight[i]:
             for key, part in zip(keys, rules.backwards(target, step), strict=True):
                 _read(tensors, key, part, step, where)
+        elif (places := _order(step, target.shape)) is not None:
+            for key, place in zip(keys, places, strict=True):
+                one = tensors[key]
+                if one.shape != (len(place), *target.shape[1:]):
+                    raise _unfit(where, key, step, one.shape, (len(place), *target.shape[1:]))
+                target.index_copy_(0, place.to(target.device), one.to(target.device, target.dtype))
+                del one
         else:
             made = rules.forwards([tensors[key] for key in keys], step)
             if made.shape != target.shape:
@@ -70,6 +78,26 @@ def fill(
         if places.get(i) is None:
             make(i)
     return result
+
+
+def _order(step: rules.Step, shape: torch.Size) -> list[Tensor] | None:
+    """The rows of the parameter that each source's rows become, for steps that do nothing but order rows."""
+    if len(shape) < 2 or step.stack:
+        return None
+    numbers = torch.arange(shape[0]).view(-1, *[1] * (len(shape) - 1))
+    try:
+        parts = rules.backwards(numbers, step)
+        wanted = rules.backwards(torch.empty(tuple(shape), device="meta"), step)
+    except (RuntimeError, AssertionError, UserError):
+        return None  # a step that looks at columns
+    if any(part.shape != (len(part), *numbers.shape[1:]) for part in parts):
+        return None
+    if [tuple(w.shape) for w in wanted] != [(len(part), *shape[1:]) for part in parts]:
+        return None
+    rows = torch.cat([part.flatten() for part in parts])
+    if rows.dtype != torch.int64 or not torch.equal(rows.sort().values, numbers.flatten()):
+        return None
+    return [part.flatten() for part in parts]
 
 
 def _place(tensors: Mapping[str, Tensor], key: str) -> tuple[str, int] | None:

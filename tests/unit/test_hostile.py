@@ -310,13 +310,17 @@ STREAMED: dict[str, dict[str, Any]] = {
     "llama": LONG | {"hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 5,
                      "num_attention_heads": 16, "num_key_value_heads": 4, "rms_norm_eps": 1e-6},
     "gpt2": {"n_embd": 1024, "n_layer": 5, "n_head": 16, "n_positions": 64, "vocab_size": 4096},
+    "gptj": {"n_embd": 1024, "n_layer": 6, "n_head": 16, "n_positions": 64, "vocab_size": 4096,
+             "rotary_dim": 32},
 }  # fmt: skip
-"""One whose rows are read as they lie, one whose matrices lie transposed in the file."""
+"""One whose rows are read as they lie, one whose matrices lie transposed in the file, one whose rows change
+their order."""
 
 
 @pytest.mark.skipif(not peaks.MEASURABLE, reason="peaks are read from /proc")
 @pytest.mark.parametrize(
-    ("family", "dtype"), [("llama", "bfloat16"), ("gpt2", "bfloat16"), ("gpt2", "float32")]
+    ("family", "dtype"),
+    [("llama", "bfloat16"), ("gpt2", "bfloat16"), ("gpt2", "float32"), ("gptj", "float32")],
 )
 def test_streaming_takes_little_more_than_the_weights(
     family: str, dtype: str, folder: Path, tmp_path: Path
