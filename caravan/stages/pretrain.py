@@ -164,9 +164,6 @@ def run(cfg: Config, inputs: Mapping[str, Artefact], out: Path, rt: Runtime) -> 
     }
 
 
-_RATE = {True: "from the width, as above", False: "a tenth of a new model's at this width"}
-
-
 def _from_base(cfg: Config, base: Path, tok: Tokenizer, sources: Sources, device: torch.device) -> Decoder:
     """The model to go on from, with what is trained of it. Raises UserError when the shards, the context or
     the rest of Config do not fit it."""
@@ -220,7 +217,8 @@ def _plan(
     )
     lr = cfg.lr if cfg.lr is not None else suggested_lr(spec) / (1 if new else 10)
     reasons.append(Reason("steps", f"{steps:,}", f"of {cfg.batch_tokens:,} tokens; {warmup} of them warm-up"))
-    reasons.append(Reason("peak rate", lr, "asked for" if cfg.lr is not None else _RATE[new]))
+    rate = "from the width, as above" if new else "a tenth of a new model's at this width"
+    reasons.append(Reason("peak rate", lr, "asked for" if cfg.lr is not None else rate))
     reasons.append(
         Reason("epochs", f"{steps * cfg.batch_tokens / max(1, available):.2f}", f"of {available:,} tokens")
     )
